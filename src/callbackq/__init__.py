@@ -1,0 +1,1 @@
+"""Deliver HTTP callbacks durably and in order."""

@@ -1,0 +1,91 @@
+"""
+What a dispatcher hands to a transport, and what it gets back.
+
+An attempt has exactly one outcome: an `Answer` (which may be "no answer, and why"), or `NotSent`, which says
+that no byte of the request left this machine and that nothing about the receiver is known.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from enum import Enum
+
+from attrs import field, frozen
+
+from callbackq.core.models import AttemptFailure, CallbackData, CallbackRequest
+
+__all__ = ["Answer", "Delivery", "NotSent", "NotSentReason", "Outcome"]
+
+
+@frozen(kw_only=True, eq=False)
+class Delivery:
+    """
+    One attempt to be made.
+
+    Attributes:
+        callback_id: goes out as ``webhook-id``.
+        request: what to send.
+        sequence: the callback's number in its queue.
+        attempt: the number of this attempt, from 1, since the callback was stored or redelivered.
+        token: the fencing token of the lock under which it is sent.
+        ends_at: reading of the clock's ``monotonic()`` at which the attempt must be over, whatever happened.
+            The transport's own deadline ends it earlier as a rule. When there is no useful time left before
+            the first byte goes out, nothing is sent.
+    """
+
+    callback_id: str
+    request: CallbackRequest
+    sequence: int
+    attempt: int
+    token: int
+    ends_at: float
+
+
+@frozen(kw_only=True)
+class Answer:
+    """
+    What came of a request that was sent, or that the receiver's side kept from being sent.
+
+    Attributes:
+        status_code: the status of a complete answer head; 0 when there was none.
+        response: its headers and the body as far as it was read, raw.
+        time: wall time at which the attempt began.
+        duration: until the answer was complete, or given up.
+        failure: why there was no answer; ``None`` when there was one.
+        truncated: the body was longer than the transport's limit, or broke off.
+    """
+
+    status_code: int
+    response: CallbackData = field(factory=CallbackData)
+    time: datetime
+    duration: timedelta
+    failure: AttemptFailure | None = None
+    truncated: bool = False
+
+
+class NotSentReason(Enum):
+    """Why nothing was sent. None of these says anything about the receiver, so none is an attempt."""
+
+    TIME_IS_UP = "time is up"
+    """The lock would not have lasted."""
+    STOPPED = "stopped"
+    """The transport was asked to stop before the request began."""
+    LOCAL_FAULT = "local fault"
+    """This machine has no descriptors, memory or ports left: rest before trying anything else."""
+
+
+@frozen(kw_only=True)
+class NotSent:
+    """
+    No byte of the request left this machine.
+
+    Attributes:
+        reason: why.
+        detail: words for the log; no URL, header or body.
+    """
+
+    reason: NotSentReason
+    detail: str = ""
+
+
+Outcome = Answer | NotSent

@@ -1,0 +1,411 @@
+"""
+What a callback is: the request an application stores, and the record callbackq keeps of it.
+
+All models are frozen values; a change is `attrs.evolve`. They are checked when they are built, and the error
+names every faulty field. No repr shows a query string, header value, body or e-mail address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from typing import Final, Literal, NoReturn
+
+from attrs import field, frozen
+
+from callbackq.core import validation as v
+from callbackq.core.url import Target, parse_url
+from callbackq.errors import InvalidRequestError
+
+__all__ = [
+    "NEVER",
+    "AttemptFailure",
+    "CallbackAttempt",
+    "CallbackData",
+    "CallbackLock",
+    "CallbackRequest",
+    "CallbackState",
+    "CallbackStatus",
+    "FailedReason",
+    "Headers",
+    "RetryPhase",
+]
+
+NEVER: Final = datetime(1, 1, 1, tzinfo=UTC)
+"""Go's zero time, which documents of 2016 use for an instant that has not come."""
+
+
+class CallbackState(Enum):
+    """Where a callback stands. WAITING and LOCKED are *open*, the others *finished*."""
+
+    WAITING = "waiting"
+    LOCKED = "locked"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_open(self) -> bool:
+        return self in (CallbackState.WAITING, CallbackState.LOCKED)
+
+
+class FailedReason(Enum):
+    """Why a FAILED callback failed for good."""
+
+    EXHAUSTED = "exhausted"
+    """The last retry of the last phase failed."""
+    REFUSED = "refused"
+    """The receiver gave an answer that `ResponsePolicy` holds to be final (410 Gone)."""
+    ABANDONED = "abandoned"
+    """Too many locks in a row timed out without a result: the request may kill its dispatcher."""
+    UNDECODABLE = "undecodable"
+    """The stored request can't be read."""
+
+
+class AttemptFailure(Enum):
+    """Why an attempt got no answer. A closed list: new words come with a new minor release."""
+
+    DNS = "dns"
+    TARGET_NOT_ALLOWED = "target_not_allowed"
+    CONNECT = "connect"
+    TLS = "tls"
+    TIMEOUT = "timeout"
+    CONNECTION_LOST = "connection_lost"
+    PROTOCOL = "protocol"
+    TOO_LARGE = "too_large"
+    INTERRUPTED = "interrupted"
+    """Ended by our own shutdown. Not counted as a retry."""
+    INTERNAL = "internal"
+    """A fault in the transport or in a hook of the host."""
+
+
+class Headers(dict[str, str]):
+    """A header map that can't be changed: names as given, one value each."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} headers>"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Headers, (dict(self),))
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("headers of a callback can't be changed; build a new CallbackData")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+
+def _to_headers(value: object) -> object:
+    # Anything that is no mapping passes through, so that the check can name it.
+    return Headers(value) if isinstance(value, Mapping) else value
+
+
+def _to_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else value
+
+
+def _checked(**checks: v.Check) -> dict[str, v.Check]:
+    return checks
+
+
+def _refuse_faults(checks: Mapping[str, v.Check], model: object) -> None:
+    faults = [
+        (f"{name}{below}", reason) for name, check in checks.items() for below, reason in check(getattr(model, name))
+    ]
+    if faults:
+        raise InvalidRequestError(faults)
+
+
+def _instances(kind: type, text: str) -> v.Check:
+    def check(value: object) -> Iterator[v.Fault]:
+        if not isinstance(value, kind):
+            yield "", f"must be a {text}"
+
+    return check
+
+
+def _instance_or_none(kind: type, text: str) -> v.Check:
+    def check(value: object) -> Iterator[v.Fault]:
+        if value is not None and not isinstance(value, kind):
+            yield "", f"must be a {text} or None"
+
+    return check
+
+
+def _tuple_of(kind: type, text: str) -> v.Check:
+    def check(value: object) -> Iterator[v.Fault]:
+        if not isinstance(value, tuple):
+            yield "", f"must be a sequence of {text}s"
+            return
+        for index, item in enumerate(value):
+            if not isinstance(item, kind):
+                yield f"[{index}]", f"must be a {text}"
+
+    return check
+
+
+@frozen(kw_only=True, repr=False)
+class CallbackData:
+    """
+    Headers and body of a request or of an answer.
+
+    Attributes:
+        headers: names to values. Names keep their case.
+        data: the body, raw bytes; ``None`` is "no body", which documents keep apart from an empty one.
+
+    Raises:
+        InvalidRequestError: a header is not text, or the body is not bytes.
+    """
+
+    headers: Mapping[str, str] = field(factory=Headers, converter=_to_headers)
+    data: bytes | None = None
+
+    def __attrs_post_init__(self) -> None:
+        _refuse_faults(_DATA_CHECKS, self)
+
+    def __repr__(self) -> str:
+        size = "no body" if self.data is None else f"{len(self.data)} bytes"
+        return f"<CallbackData {len(self.headers)} headers, {size}>"
+
+
+@frozen(kw_only=True)
+class RetryPhase:
+    """
+    So many retries, each after that delay.
+
+    Attributes:
+        retries: 0 to 10,000.
+        delay: 0 to 365 days.
+
+    Raises:
+        InvalidRequestError: out of these bounds or of another type.
+    """
+
+    retries: int
+    delay: timedelta
+
+    def __attrs_post_init__(self) -> None:
+        _refuse_faults(PHASE_CHECKS, self)
+
+
+@frozen(kw_only=True, repr=False)
+class CallbackRequest:
+    """
+    What to send, and what to do when it can't be delivered.
+
+    Only syntax is judged here. Whether the target may be reached is the transport's `TargetPolicy`'s
+    business, at each attempt.
+
+    Attributes:
+        url: absolute http or https URL, at most 8,192 characters, without user name or password.
+        method: ``"GET"``, ``"POST"`` or ``"PUT"``.
+        post_data: headers and body to send. The body goes out with POST and PUT only.
+        retry_phases: when to try again. Attempts allowed = 1 + the sum of all retries.
+        application_id: a label for the storing application.
+        queue_id: callbacks with the same queue id are delivered strictly one after the other; empty gives
+            the callback a queue of its own.
+        notification_email_address: whom to tell when delivery has failed for good; empty for nobody.
+        on_exhausted: what happens to the queue behind this callback once it has failed for good.
+            ``"continue"``: the next one goes. ``"hold"``: the queue stays closed until somebody redelivers,
+            skips or cancels this one.
+
+    Raises:
+        InvalidRequestError: with every fault found.
+    """
+
+    url: str
+    method: Literal["GET", "POST", "PUT"] = "POST"
+    post_data: CallbackData = field(factory=CallbackData)
+    retry_phases: tuple[RetryPhase, ...] = field(default=(), converter=_to_tuple)
+    application_id: str = ""
+    queue_id: str = ""
+    notification_email_address: str = ""
+    on_exhausted: Literal["continue", "hold"] = "continue"
+
+    def __attrs_post_init__(self) -> None:
+        _refuse_faults(_REQUEST_CHECKS, self)
+
+    @property
+    def target(self) -> Target:
+        """The URL, taken apart."""
+        return parse_url(self.url)
+
+    def __repr__(self) -> str:
+        return (
+            f"<CallbackRequest {self.method} {self.target.origin} "
+            f"queue_id={self.queue_id!r} application_id={self.application_id!r}>"
+        )
+
+
+@frozen(kw_only=True)
+class CallbackAttempt:
+    """
+    One request that was sent, or tried to be, and what came of it.
+
+    Attributes:
+        status_code: the answer's status; 0 when there was no answer.
+        response: what the receiver answered, raw, bounded by the transport's limits.
+        time: when it began.
+        duration: how long it took.
+        failure: why there was no answer; ``None`` when there was one.
+        machine_name: the dispatcher's name.
+        late: its lock had been lost when the result came; it changed no state.
+        truncated: the answer's body was longer than what is kept, or broke off.
+    """
+
+    status_code: int
+    response: CallbackData = field(factory=CallbackData)
+    time: datetime
+    duration: timedelta
+    failure: AttemptFailure | None = None
+    machine_name: str = ""
+    late: bool = False
+    truncated: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        _refuse_faults(ATTEMPT_CHECKS, self)
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether it uses up one of the attempts the request allows."""
+        return not self.late and self.failure is not AttemptFailure.INTERRUPTED
+
+
+@frozen(kw_only=True)
+class CallbackLock:
+    """
+    A lease on one callback, held by one dispatcher for one attempt.
+
+    Attributes:
+        acquired: when it was taken, by the store's clock.
+        timeout: when it ends by itself, by the store's clock.
+        completed: its holder ended it, by recording a result or giving it back.
+        machine_name: the holder's name: a label, never compared.
+        token: the fencing token. Rises with every lock of a callback and never repeats for it.
+        ended: when it stopped being live; ``None`` while it is. Ended and not completed = abandoned.
+    """
+
+    acquired: datetime
+    timeout: datetime
+    completed: bool = False
+    machine_name: str = ""
+    token: int = 0
+    ended: datetime | None = None
+
+    def __attrs_post_init__(self) -> None:
+        _refuse_faults(LOCK_CHECKS, self)
+
+
+@frozen(kw_only=True)
+class CallbackStatus:
+    """
+    Everything callbackq knows about a callback.
+
+    Attributes:
+        id: the callback's id, the same on every attempt.
+        request: what was stored.
+        attempts: all attempts, oldest first.
+        locks: all locks, oldest first.
+        state: where it stands.
+        queue_id: the queue it belongs to; empty when it has one of its own.
+        sequence: its number in the queue, from 1; 0 when it was read from a document without one.
+        next_attempt_at: when the next attempt is due; ``None`` unless the callback is WAITING.
+        failed_reason: why it FAILED.
+        blocked_by: id of the callback that closes the queue in front of this one; ``None`` when nothing
+            does. That callback's own status says until when.
+    """
+
+    id: str
+    request: CallbackRequest
+    attempts: tuple[CallbackAttempt, ...] = field(default=(), converter=_to_tuple)
+    locks: tuple[CallbackLock, ...] = field(default=(), converter=_to_tuple)
+    state: CallbackState = CallbackState.WAITING
+    queue_id: str = ""
+    sequence: int = 0
+    next_attempt_at: datetime | None = None
+    failed_reason: FailedReason | None = None
+    blocked_by: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        _refuse_faults(STATUS_CHECKS, self)
+
+    @property
+    def success(self) -> bool:
+        """Whether the receiver has accepted it."""
+        return self.state is CallbackState.SUCCEEDED
+
+
+def _optional(check: v.Check) -> v.Check:
+    def optional(value: object) -> Iterator[v.Fault]:
+        if value is not None:
+            yield from check(value)
+
+    return optional
+
+
+def check_post_data(value: object) -> Iterator[v.Fault]:
+    """A CallbackData that is to be sent."""
+    if not isinstance(value, CallbackData):
+        yield "", "must be a CallbackData"
+        return
+    for path, reason in v.check_request_headers(value.headers):
+        yield f".headers{path}", reason
+    for path, reason in v.check_body(value.data):
+        yield f".data{path}", reason
+
+
+def check_retry_phases(value: object) -> Iterator[v.Fault]:
+    faults = list(_tuple_of(RetryPhase, "RetryPhase")(value))
+    yield from faults
+    if isinstance(value, tuple) and not faults:
+        yield from v.check_phase_total(tuple((phase.retries, phase.delay) for phase in value))
+
+
+_DATA_CHECKS = _checked(headers=v.check_headers, data=_instance_or_none(bytes, "bytes object"))
+PHASE_CHECKS = _checked(retries=v.check_retries, delay=v.check_delay)
+_REQUEST_CHECKS = _checked(
+    url=v.check_url,
+    method=v.check_method,
+    post_data=check_post_data,
+    retry_phases=check_retry_phases,
+    application_id=v.check_text,
+    queue_id=v.check_text,
+    notification_email_address=v.check_email_address,
+    on_exhausted=v.check_on_exhausted,
+)
+ATTEMPT_CHECKS = _checked(
+    status_code=v.check_status_code,
+    response=_instances(CallbackData, "CallbackData"),
+    time=v.check_instant,
+    duration=v.check_duration,
+    failure=_instance_or_none(AttemptFailure, "AttemptFailure"),
+    machine_name=v.check_text,
+    late=v.check_bool,
+    truncated=v.check_bool,
+)
+LOCK_CHECKS = _checked(
+    acquired=v.check_instant,
+    timeout=v.check_instant,
+    completed=v.check_bool,
+    machine_name=v.check_text,
+    token=v.check_token,
+    ended=_optional(v.check_instant),
+)
+STATUS_CHECKS = _checked(
+    id=v.check_text,
+    request=_instances(CallbackRequest, "CallbackRequest"),
+    attempts=_tuple_of(CallbackAttempt, "CallbackAttempt"),
+    locks=_tuple_of(CallbackLock, "CallbackLock"),
+    state=_instances(CallbackState, "CallbackState"),
+    queue_id=v.check_text,
+    sequence=v.check_token,
+    next_attempt_at=_optional(v.check_instant),
+    failed_reason=_instance_or_none(FailedReason, "FailedReason"),
+    blocked_by=_optional(v.check_text),
+)

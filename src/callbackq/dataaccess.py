@@ -1,0 +1,408 @@
+"""
+The protocol between callbackq and its stores, and the values that cross it.
+
+A store persists what the core decided; it holds no policy. To write one, subclass `DataAccess`, implement the
+abstract methods from their docstrings alone, and let `callbackq.testing.DataAccessConformance` judge it. Whatever
+else a store can do, it offers through the small ``Supports…`` protocols below.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
+from enum import IntEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self, runtime_checkable
+
+from attrs import frozen
+
+from callbackq.core.lifecycle import Action, Transition
+from callbackq.core.models import CallbackAttempt, CallbackLock, CallbackRequest, CallbackState, CallbackStatus
+from callbackq.errors import LockLostError
+
+__all__ = [
+    "Acquired",
+    "Action",
+    "AttemptRecord",
+    "DataAccess",
+    "Durability",
+    "Notification",
+    "SupportsBackup",
+    "SupportsListing",
+    "SupportsNotifications",
+    "SupportsPurge",
+    "Transition",
+]
+
+
+class Durability(IntEnum):
+    """What a stored callback survives. Each word includes those before it."""
+
+    MEMORY = 0
+    """Nothing: it is gone with the process."""
+    PROCESS = 1
+    """The death of any process."""
+    POWER = 2
+    """The loss of power, once the call has returned."""
+    REPLICATED = 3
+    """The loss of the machine."""
+
+
+@frozen(kw_only=True, eq=False)
+class Acquired:
+    """
+    A callback that was just locked for one attempt.
+
+    Attributes:
+        id: the callback.
+        request: what to send; ``None`` when the stored request can't be read any more.
+        queue_id: its queue; empty when it has one of its own.
+        sequence: its number there.
+        lock: the new, live lock.
+        attempts_made: counted attempts since the callback was stored or redelivered.
+        abandoned: locks that timed out in a row, without a result in between, before this one.
+    """
+
+    id: str
+    request: CallbackRequest | None
+    queue_id: str
+    sequence: int
+    lock: CallbackLock
+    attempts_made: int
+    abandoned: int
+
+
+@frozen(kw_only=True, eq=False)
+class AttemptRecord:
+    """
+    The end of a lock, to be written.
+
+    Attributes:
+        acquired: what `DataAccess.acquire_locks` returned.
+        attempt: what happened; ``None`` when the callback ends without one (abandoned, undecodable).
+        transition: what follows.
+    """
+
+    acquired: Acquired
+    attempt: CallbackAttempt | None
+    transition: Transition
+
+
+class DataAccess(Protocol):
+    """
+    Where callbacks live. One object may be used from many threads.
+
+    Words used below: a callback is *open* while WAITING or LOCKED. The *head* of a queue is the callback that
+    closes it for those behind: the open callback with the lowest number, or a FAILED one that *holds* the queue
+    (``Transition.hold``). A callback without a queue id is the only one in a queue of its own. *Now* is the
+    store's own clock, the only judge of due times and locks: callers pass durations.
+
+    All methods may raise `DataAccessError`, and nothing else that isn't named: a driver's exception is its
+    ``__cause__``. `TransientDataAccessError` means that nothing was written. After a fault the same object
+    works again once the backend does.
+
+    Attributes:
+        durability: what a stored callback survives.
+    """
+
+    durability: Durability
+
+    @abstractmethod
+    def open(self) -> None:
+        """
+        Make ready for use.
+
+        Idempotent. Other methods open the store themselves when it isn't open, also in a process that was
+        forked while it was.
+
+        Raises:
+            SchemaVersionError: the stored data comes from a newer release; it was not changed.
+        """
+        ...
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back all resources. Idempotent. Locks stay as they are and end by their timeout."""
+        ...
+
+    @abstractmethod
+    def now(self) -> datetime:
+        """Read the store's clock: aware, UTC. It never steps while the machine (or the server) runs."""
+        ...
+
+    @abstractmethod
+    def store_callback_request(self, request: CallbackRequest, *, id: str | None = None) -> CallbackStatus:
+        """
+        Store a callback.
+
+        * It is WAITING, due now, and has the next number of its queue. If storing *a* had returned before
+          storing *b* began, *a*'s number is lower; numbers start at 1 and are never used twice. A callback
+          without a queue has number 1.
+        * When the call returns, the callback survives what `durability` says. When it raises, either nothing
+          was stored or the whole callback was: repeating the call with the same *id* is harmless.
+        * *id* already stored with an equal request: nothing is written, the stored callback's status is returned.
+
+        Args:
+            request: what to deliver.
+            id: 1 to 255 visible ASCII characters other than the dot; ``None`` for a new random one.
+
+        Raises:
+            ConflictError: *id* is stored with another request.
+            InvalidRequestError: *id* is malformed.
+        """
+        ...
+
+    @abstractmethod
+    def get_callback_status(self, id: str) -> CallbackStatus:
+        """
+        Read everything about a callback, as of one moment.
+
+        * ``attempts`` and ``locks`` are in the order in which they began.
+        * ``blocked_by`` names the head of its queue for an open callback that isn't the head.
+        * ``next_attempt_at`` is the due time of a WAITING callback.
+
+        Raises:
+            CallbackNotFoundError: nothing is stored under *id*.
+        """
+        ...
+
+    @abstractmethod
+    def acquire_locks(self, machine_name: str, *, lock_timeout: timedelta, limit: int) -> list[Acquired]:
+        """
+        Lock due heads of queues for one attempt each.
+
+        * Only heads that are WAITING and due, or LOCKED with a lock whose timeout has passed; those longest due
+          first; at most *limit*.
+        * Each becomes LOCKED under a new lock: acquired now, timing out *lock_timeout* from now, with a token
+          higher than any this callback ever had. However many callers race, each head goes to one of them.
+        * A lock that had timed out is closed (``ended`` set, ``completed`` false), counts as abandoned, and
+          uses up no attempt.
+        * All of this is durable when the call returns.
+
+        Args:
+            machine_name: a label for the record. It proves nothing: locks are told apart by their token.
+            lock_timeout: how long the locks live.
+            limit: how many at most.
+        """
+        ...
+
+    @abstractmethod
+    def release_lock(self, acquired: Acquired, *, delay: timedelta = timedelta(0)) -> None:
+        """
+        Give a lock back unused.
+
+        In one step the lock ends (completed), the callback is WAITING and due *delay* from now; no attempt is
+        recorded, and its count of abandoned locks in a row stays. What was asked or learnt in the meantime
+        applies: the state is that of ``settle(Transition(state=WAITING), …)``.
+
+        Raises:
+            LockLostError: a later lock exists, or the callback is no longer LOCKED; nothing was changed.
+        """
+        ...
+
+    @abstractmethod
+    def record_attempt(self, acquired: Acquired, attempt: CallbackAttempt | None, transition: Transition) -> None:
+        """
+        Save one attempt and what follows from it, in one step.
+
+        While the lock is still the newest of its callback and the callback is LOCKED, also when the lock has
+        timed out, *transition* is first combined with what happened meanwhile::
+
+            transition = settle(transition, accepted_late=…, cancel_requested=…)
+
+        and then, all or nothing, durable when the call returns:
+
+        * the attempt (if any) is appended and the lock ended as completed,
+        * the callback has the transition's state, reason and hold; WAITING is due ``delay`` from now,
+        * the count of attempts made rises by one if ``counted``; that of abandoned locks starts anew,
+        * an e-mail is owed if ``notify`` (see `SupportsNotifications`),
+        * when the state is final and doesn't hold the queue, the queue's next callback is its head.
+
+        Otherwise the attempt is appended with ``late=True``, and if *transition* says SUCCEEDED, the callback
+        remembers it as accepted late; nothing else changes.
+
+        Raises:
+            LockLostError: the lock had been lost; the attempt was kept as late.
+        """
+        ...
+
+    @abstractmethod
+    def request_transition(self, id: str, action: Action) -> CallbackStatus:
+        """
+        Carry out an operator's wish: cancel, redeliver, skip.
+
+        The store finds the callback's state, asks `callbackq.core.lifecycle.apply_action` for the effect, and
+        writes that, in one step. *holds_queue* is true for a FAILED callback that holds its queue or has no queue.
+
+        Returns:
+            The status afterwards.
+
+        Raises:
+            CallbackNotFoundError: nothing is stored under *id*.
+            IllegalTransitionError: the state does not allow it; nothing was changed.
+        """
+        ...
+
+    @abstractmethod
+    def next_due(self) -> datetime | None:
+        """
+        Say when `acquire_locks` will next find something.
+
+        That is the earliest of all heads' due times and live locks' timeouts, which may lie in the past;
+        ``None`` when no callback is open.
+        """
+        ...
+
+    # Derived: right for every store, overridden where a store can do better.
+
+    def store_callback_requests(self, requests: Sequence[CallbackRequest]) -> list[CallbackStatus]:
+        """
+        Store several callbacks, in this order.
+
+        Not atomic unless a store says so: when it raises, the first few may have been stored.
+        """
+        return [self.store_callback_request(request) for request in requests]
+
+    def record_attempts(self, records: Sequence[AttemptRecord]) -> list[LockLostError | None]:
+        """
+        Record several attempts.
+
+        A store may write them in one transaction.
+
+        Returns:
+            For each record ``None``, or the error that says that its lock had been lost.
+        """
+
+        def record(one: AttemptRecord) -> LockLostError | None:
+            try:
+                self.record_attempt(one.acquired, one.attempt, one.transition)
+            except LockLostError as lost:
+                return lost
+            return None
+
+        return [record(one) for one in records]
+
+    def release_locks(self, locks: Sequence[tuple[Acquired, timedelta]]) -> None:
+        """Give several locks back, each with its delay. Locks that were lost meanwhile are passed over."""
+        for acquired, delay in locks:
+            try:
+                self.release_lock(acquired, delay=delay)
+            except LockLostError:
+                continue
+
+    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
+        """
+        Ask for a hint whenever a callback may have become due.
+
+        *wake* is called from any thread, must not block or raise, and may be called too often or not at all:
+        hints only shorten the wait, polling finds everything.
+
+        Returns:
+            A function that ends the subscription.
+        """
+        return lambda: None
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@frozen(kw_only=True, eq=False)
+class Notification:
+    """
+    An e-mail that is owed for a final failure, leased for one try.
+
+    Attributes:
+        callback_id: the callback that failed.
+        email_address: whom to tell.
+        tries: tries made before this one.
+        token: identifies the lease.
+    """
+
+    callback_id: str
+    email_address: str
+    tries: int
+    token: int
+
+
+@runtime_checkable
+class SupportsNotifications(Protocol):
+    """
+    The store keeps the e-mails that final failures owe.
+
+    A debt is written in the transaction that makes the callback FAILED with ``Transition.notify``, and lives on
+    its own from then on: redelivery doesn't take it back.
+    """
+
+    @abstractmethod
+    def acquire_notifications(self, *, lock_timeout: timedelta, limit: int) -> list[Notification]:
+        """Lease due notifications, oldest first. Due: never leased, or due again, or its lease has timed out."""
+        ...
+
+    @abstractmethod
+    def record_notification(self, notification: Notification, *, retry_in: timedelta | None) -> None:
+        """
+        End the lease: the debt is paid or given up (``None``), or due again after *retry_in*, with one more try.
+
+        A notification whose lease was lost is left alone, silently: its e-mail was sent twice at worst.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsListing(Protocol):
+    """The store can show what it holds."""
+
+    @abstractmethod
+    def list_callbacks(
+        self, *, state: CallbackState | None = None, queue_id: str | None = None, page_size: int = 100
+    ) -> Iterator[CallbackStatus]:
+        """
+        Walk over callbacks in the order in which they were stored.
+
+        Nothing is held open between pages; callbacks stored or purged meanwhile may or may not appear.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsPurge(Protocol):
+    """The store can forget finished callbacks."""
+
+    @abstractmethod
+    def purge(self, *, finished_for: timedelta, limit: int = 1000) -> int:
+        """
+        Delete callbacks that have been finished for that long, with their attempts and locks.
+
+        Never an open callback, nor one that holds its queue, nor one whose e-mail is still owed. No number and no
+        token becomes free for another use.
+
+        Args:
+            finished_for: how long ago they must have finished.
+            limit: how many at most, so that delivery isn't held up. Call again while it returns *limit*.
+
+        Returns:
+            How many were deleted.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsBackup(Protocol):
+    """The store can copy itself while it is in use."""
+
+    @abstractmethod
+    def backup(self, path: Path) -> None:
+        """
+        Write a copy that opens at some commit point between the call and its return.
+
+        The copy appears under *path* only when it is complete and was checked.
+        """
+        ...

@@ -1,0 +1,7 @@
+"""What users of callbackq need to test their own code. Imports no test framework."""
+
+from __future__ import annotations
+
+from callbackq.testing.doubles import FakeClock, RecordingNotifier, ScriptedTransport
+
+__all__ = ["FakeClock", "RecordingNotifier", "ScriptedTransport"]
