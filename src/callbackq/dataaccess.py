@@ -203,7 +203,7 @@ class DataAccess(Protocol):
         ...
 
     @abstractmethod
-    def record_attempt(self, acquired: Acquired, attempt: CallbackAttempt | None, transition: Transition) -> None:
+    def record_attempt(self, acquired: Acquired, attempt: CallbackAttempt | None, transition: Transition) -> Transition:
         """
         Save one attempt and what follows from it, in one step.
 
@@ -220,8 +220,14 @@ class DataAccess(Protocol):
         * an e-mail is owed if ``notify`` (see `SupportsNotifications`),
         * when the state is final and doesn't hold the queue, the queue's next callback is its head.
 
-        Otherwise the attempt is appended with ``late=True``, and if *transition* says SUCCEEDED, the callback
-        remembers it as accepted late; nothing else changes.
+        Repeating a call that was carried out (the lock with this token has been ended by a record) changes
+        nothing and returns as the first did: after a `DataAccessError` nobody knows whether it had been.
+
+        Otherwise the attempt is appended with ``late=True``, once for each token, and if *transition* says
+        SUCCEEDED, the callback remembers it as accepted late; nothing else changes.
+
+        Returns:
+            The transition as it was settled and written. (Of a repeated call, only its state must be right.)
 
         Raises:
             LockLostError: the lock had been lost; the attempt was kept as late.
@@ -265,22 +271,21 @@ class DataAccess(Protocol):
         """
         return [self.store_callback_request(request) for request in requests]
 
-    def record_attempts(self, records: Sequence[AttemptRecord]) -> list[LockLostError | None]:
+    def record_attempts(self, records: Sequence[AttemptRecord]) -> list[Transition | LockLostError]:
         """
         Record several attempts.
 
         A store may write them in one transaction.
 
         Returns:
-            For each record ``None``, or the error that says that its lock had been lost.
+            For each record what `record_attempt` returns, or the error that says that its lock had been lost.
         """
 
-        def record(one: AttemptRecord) -> LockLostError | None:
+        def record(one: AttemptRecord) -> Transition | LockLostError:
             try:
-                self.record_attempt(one.acquired, one.attempt, one.transition)
+                return self.record_attempt(one.acquired, one.attempt, one.transition)
             except LockLostError as lost:
                 return lost
-            return None
 
         return [record(one) for one in records]
 

@@ -24,8 +24,7 @@ class Plan:
 def plan(
     *,
     free_slots: int,
-    pending_records: int,
-    seconds_to_next_due: float | None,
+    seconds_to_look: float,
     poll_interval: float,
     paused_for: float,
     draining: bool,
@@ -35,23 +34,18 @@ def plan(
 
     Args:
         free_slots: how many more requests may be under way.
-        pending_records: results that the store has not taken yet.
-        seconds_to_next_due: when the store's next callback or expired lock is due, 0 or less for now; ``None``
-            when it has none.
-        poll_interval: the longest rest: work stored by others may come without a hint.
+        seconds_to_look: until the store may have something due; 0 or less for now.
+        poll_interval: the longest rest, for work that comes without a hint.
         paused_for: seconds until a fault (of the store, or of this machine) allows another try; 0 for none.
         draining: no new locks: the dispatcher is stopping.
     """
-    # While a result can't be written, taking more locks would only make more results that can't be written.
-    may_acquire = free_slots > 0 and not draining and paused_for <= 0 and pending_records == 0
-    if may_acquire and seconds_to_next_due is not None and seconds_to_next_due <= 0:
-        return Plan(acquire=free_slots, wait=0.0)
-    wait = poll_interval
     if paused_for > 0:
-        wait = min(wait, paused_for)
-    elif may_acquire and seconds_to_next_due is not None:
-        wait = min(wait, seconds_to_next_due)
-    return Plan(acquire=0, wait=wait)
+        return Plan(acquire=0, wait=min(poll_interval, paused_for))
+    if free_slots <= 0 or draining:
+        return Plan(acquire=0, wait=poll_interval)
+    if seconds_to_look > 0:
+        return Plan(acquire=0, wait=min(poll_interval, seconds_to_look))
+    return Plan(acquire=free_slots, wait=0.0)
 
 
 def backoff(failures: int, *, first: float, longest: float, random: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
+from math import ceil
 
 from callbackq.core.delivery import Answer, Delivery, Outcome
 from callbackq.core.models import AttemptFailure, CallbackData, CallbackStatus
@@ -22,7 +23,7 @@ class FakeClock:
 
     def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
         self._wall = start
-        self._monotonic = 1000.0
+        self._microseconds = 1_000_000_000
         self._boot = 1
         self._mutex = threading.Lock()
 
@@ -30,17 +31,17 @@ class FakeClock:
         return self._wall
 
     def monotonic(self) -> float:
-        return self._monotonic
+        return self._microseconds / 1e6
 
     def boot_id(self) -> str:
         return f"boot-{self._boot}"
 
     def advance(self, by: timedelta | float) -> None:
-        """Let time pass: a timedelta, or seconds."""
-        delta = by if isinstance(by, timedelta) else timedelta(seconds=by)
+        """Let time pass: a timedelta, or seconds, rounded up to a microsecond."""
+        delta = by if isinstance(by, timedelta) else timedelta(microseconds=ceil(by * 1e6))
         with self._mutex:
             self._wall += delta
-            self._monotonic += delta.total_seconds()
+            self._microseconds += delta // timedelta(microseconds=1)
 
     def step_wall(self, by: timedelta) -> None:
         """Set the wall clock, as an operator or a time server does; monotonic time doesn't notice."""
@@ -51,7 +52,7 @@ class FakeClock:
         """Start a new boot: the monotonic clock begins again, wall time goes on."""
         with self._mutex:
             self._boot += 1
-            self._monotonic = 1.0
+            self._microseconds = 1_000_000
 
 
 class ScriptedTransport:

@@ -1,0 +1,73 @@
+"""Builds the events a dispatcher's observer hears, and fences the observer off."""
+
+from __future__ import annotations
+
+import logging
+
+from callbackq.core.lifecycle import Transition
+from callbackq.core.models import CallbackAttempt, CallbackState
+from callbackq.dataaccess import Acquired
+from callbackq.events import EventKind, ObservedEvent, Observer
+
+__all__ = ["Reporter"]
+
+_log = logging.getLogger("callbackq")
+
+_KIND_OF_STATE = {
+    CallbackState.WAITING: EventKind.RETRY_SCHEDULED,
+    CallbackState.SUCCEEDED: EventKind.SUCCEEDED,
+    CallbackState.FAILED: EventKind.FAILED,
+    CallbackState.CANCELLED: EventKind.CANCELLED,
+}
+
+
+class Reporter:
+    """Tells an observer what one dispatcher did."""
+
+    def __init__(self, observer: Observer, machine_name: str) -> None:
+        self._observer = observer
+        self._machine_name = machine_name
+
+    def recorded(self, acquired: Acquired, attempt: CallbackAttempt | None, transition: Transition) -> None:
+        """A result was recorded, and *transition* is what was written."""
+        kind = _KIND_OF_STATE[transition.state]
+        if kind is EventKind.RETRY_SCHEDULED and attempt is not None and not attempt.is_counted:
+            kind = EventKind.INTERRUPTED
+        self.callback(kind, acquired, attempt, transition)
+
+    def callback(
+        self,
+        kind: EventKind,
+        acquired: Acquired,
+        attempt: CallbackAttempt | None = None,
+        transition: Transition | None = None,
+    ) -> None:
+        """Something happened to a callback."""
+        self._tell(
+            ObservedEvent(
+                kind=kind,
+                machine_name=self._machine_name,
+                callback_id=acquired.id,
+                queue_id=acquired.queue_id,
+                application_id="" if acquired.request is None else acquired.request.application_id,
+                sequence=acquired.sequence,
+                token=acquired.lock.token,
+                attempt=0 if attempt is None else acquired.attempts_made + 1,
+                status_code=0 if attempt is None else attempt.status_code,
+                failure=None if attempt is None else attempt.failure,
+                duration=None if attempt is None else attempt.duration,
+                next_attempt_in=transition.delay if transition and kind is EventKind.RETRY_SCHEDULED else None,
+                failed_reason=transition.failed_reason if transition else None,
+            )
+        )
+
+    def dispatcher(self, kind: EventKind, detail: str = "") -> None:
+        """Something happened to the dispatcher itself."""
+        self._tell(ObservedEvent(kind=kind, machine_name=self._machine_name, detail=detail))
+
+    def _tell(self, event: ObservedEvent) -> None:
+        try:
+            self._observer.observe(event)
+        except Exception:
+            # An observer is the host's code; its faults must not stop deliveries.
+            _log.exception("an observer raised")

@@ -1,0 +1,222 @@
+"""Whatever raises (store, transport, observer), deliveries go on."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from callbackq.core.delivery import Delivery, NotSentReason
+from callbackq.core.models import AttemptFailure, CallbackState
+from callbackq.dispatcher import Dispatcher
+from callbackq.errors import DataAccessError, TransientDataAccessError
+from callbackq.events import EventKind, ObservedEvent
+from callbackq.stores.memory import InMemoryDataAccess
+from callbackq.testing import FakeClock, ScriptedTransport
+from support.dispatching import HeldTransport, InlineSender, Witness, a_request, an_engine, drive
+
+Build = Callable[..., Dispatcher]
+STORE_CALLS = ["acquire_locks", "record_attempts", "release_locks", "next_due", "now"]
+
+
+class FaultyStore(InMemoryDataAccess):
+    """Raises from one method as often as it is told to."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock=clock)
+        self._mutex_of_faults = threading.Lock()
+        self._faults: dict[str, list[BaseException]] = {}
+        self.fails_after_writing = False
+
+    def fail(self, method: str, *errors: BaseException) -> None:
+        with self._mutex_of_faults:
+            self._faults[method] = list(errors)
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if name not in STORE_CALLS:
+            return found
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self._mutex_of_faults:
+                faults = self._faults.get(name)
+                error = faults.pop(0) if faults else None
+            if error is not None and self.fails_after_writing:
+                found(*args, **kwargs)
+            if error is not None:
+                raise error
+            return found(*args, **kwargs)
+
+        return call
+
+
+@pytest.fixture
+def faulty(clock: FakeClock) -> FaultyStore:
+    return FaultyStore(clock)
+
+
+@pytest.mark.parametrize("error", [TransientDataAccessError("x"), DataAccessError("x"), KeyError("a bug")], ids=repr)
+@pytest.mark.parametrize("method", ["acquire_locks", "record_attempts", "next_due", "now"])
+def test_a_store_that_raises_is_asked_again_and_nothing_is_lost_or_sent_twice(
+    method: str, error: Exception, faulty: FaultyStore, clock: FakeClock, witness: Witness
+) -> None:
+    ids = [faulty.store_callback_request(a_request("q")).id for _ in range(3)]
+    transport = ScriptedTransport(clock=clock)
+    faulty.fail(method, error, error)
+
+    drive(
+        an_engine(faulty, InlineSender(transport), clock, witness),
+        clock,
+        until=lambda: witness.kinds().count(EventKind.SUCCEEDED) == 3,
+    )
+
+    assert [delivery.callback_id for delivery in transport.deliveries] == ids
+    assert EventKind.STORE_FAILED in witness.kinds()
+    assert EventKind.STORE_RECOVERED in witness.kinds()
+
+
+def test_a_record_whose_outcome_is_unknown_is_repeated_without_harm(
+    faulty: FaultyStore, clock: FakeClock, witness: Witness
+) -> None:
+    id = faulty.store_callback_request(a_request()).id
+    faulty.fails_after_writing = True
+    faulty.fail("record_attempts", DataAccessError("the connection broke at COMMIT"))
+
+    drive(
+        an_engine(faulty, InlineSender(ScriptedTransport(clock=clock)), clock, witness),
+        clock,
+        until=lambda: EventKind.SUCCEEDED in witness.kinds(),
+    )
+
+    status = faulty.get_callback_status(id)
+    assert status.state is CallbackState.SUCCEEDED
+    assert [attempt.late for attempt in status.attempts] == [False]
+
+
+def test_a_result_the_store_can_never_take_holds_up_no_other(clock: FakeClock, witness: Witness) -> None:
+    class Picky(InMemoryDataAccess):
+        def record_attempts(self, records: Any) -> Any:
+            if any(record.acquired.id == "poison" for record in records):
+                raise DataAccessError("too strange")
+            return super().record_attempts(records)
+
+    store = Picky(clock=clock)
+    store.store_callback_request(a_request(), id="poison")
+    for number in range(200):
+        store.store_callback_request(a_request(), id=f"good-{number}")
+    engine = an_engine(store, InlineSender(ScriptedTransport(clock=clock)), clock, witness)
+    began = clock.monotonic()
+
+    drive(engine, clock, until=lambda: witness.kinds().count(EventKind.SUCCEEDED) == 200)
+
+    assert clock.monotonic() - began < 5
+
+
+def test_a_result_that_makes_a_custom_store_raise_nonsense_is_given_up_even_when_it_is_alone(
+    clock: FakeClock, witness: Witness
+) -> None:
+    class Buggy(InMemoryDataAccess):
+        def record_attempts(self, records: Any) -> Any:
+            raise KeyError("a bug")
+
+    store = Buggy(clock=clock)
+    store.store_callback_request(a_request())
+    engine = an_engine(store, InlineSender(ScriptedTransport(clock=clock)), clock, witness)
+    engine.step()
+
+    drive(engine, clock, until=lambda: engine.busy == 0)
+
+
+def test_results_are_kept_through_an_outage_of_any_length(
+    faulty: FaultyStore, clock: FakeClock, witness: Witness
+) -> None:
+    ids = [faulty.store_callback_request(a_request()).id for _ in range(10)]
+    transport = ScriptedTransport(clock=clock)
+    faulty.fail("record_attempts", *[DataAccessError("down")] * 50)
+
+    drive(
+        an_engine(faulty, InlineSender(transport), clock, witness),
+        clock,
+        until=lambda: witness.kinds().count(EventKind.SUCCEEDED) == 10,
+    )
+
+    assert sorted(delivery.callback_id for delivery in transport.deliveries) == sorted(ids)
+
+
+def test_an_outage_is_told_once_however_long_it_lasts(
+    faulty: FaultyStore, clock: FakeClock, witness: Witness, caplog: pytest.LogCaptureFixture
+) -> None:
+    faulty.store_callback_request(a_request())
+    faulty.fail("acquire_locks", *[DataAccessError("down")] * 100)
+
+    with caplog.at_level(logging.INFO, logger="callbackq"):
+        drive(
+            an_engine(faulty, InlineSender(ScriptedTransport(clock=clock)), clock, witness),
+            clock,
+            until=lambda: EventKind.SUCCEEDED in witness.kinds(),
+        )
+
+    assert witness.kinds().count(EventKind.STORE_FAILED) == 1
+    assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bug"), MemoryError(), OSError(24, "too many open files")], ids=repr)
+def test_a_transport_that_raises_makes_an_attempt_that_failed_with_internal(
+    error: Exception, store: InMemoryDataAccess, clock: FakeClock, build: Build
+) -> None:
+    id = store.store_callback_request(a_request()).id
+
+    def explode(_: Delivery) -> int:
+        raise error
+
+    build(transport=ScriptedTransport([explode], clock=clock)).run_until_idle()
+
+    (attempt,) = store.get_callback_status(id).attempts
+    assert attempt.failure is AttemptFailure.INTERNAL
+
+
+def test_a_transport_that_raises_on_submit_makes_an_attempt_that_failed_with_internal(
+    store: InMemoryDataAccess, build: Build, transport: HeldTransport
+) -> None:
+    id = store.store_callback_request(a_request()).id
+    transport.submit = lambda *_: 1 / 0  # type: ignore[assignment, return-value]
+
+    build(transport=transport).run_until_idle()
+
+    assert store.get_callback_status(id).attempts[0].failure is AttemptFailure.INTERNAL
+
+
+def test_an_observer_that_raises_stops_nothing(store: InMemoryDataAccess, clock: FakeClock, build: Build) -> None:
+    class Rude:
+        def observe(self, event: ObservedEvent) -> None:
+            raise ValueError(event)
+
+    ids = [store.store_callback_request(a_request("q")).id for _ in range(3)]
+
+    build(transport=ScriptedTransport(clock=clock), observer=Rude()).run_until_idle()
+
+    assert all(store.get_callback_status(id).success for id in ids)
+
+
+def test_a_fault_of_this_machine_is_no_attempt_and_pauses_acquiring(
+    store: InMemoryDataAccess, clock: FakeClock, build: Build, transport: HeldTransport, witness: Witness
+) -> None:
+    id = store.store_callback_request(a_request()).id
+    dispatcher = build(transport=transport)
+    dispatcher.start()
+    transport.wait_for(1)
+
+    transport.answer(id, NotSentReason.LOCAL_FAULT)
+    witness.wait_for(EventKind.RELEASED)
+    assert EventKind.LOCAL_FAULT in witness.kinds()
+    assert len(transport.deliveries) == 1
+    clock.advance(timedelta(seconds=1))
+    transport.wait_for(2)
+    transport.answer(id, 200)
+    witness.wait_for(EventKind.SUCCEEDED)
+
+    assert len(store.get_callback_status(id).attempts) == 1

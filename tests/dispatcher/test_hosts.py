@@ -1,0 +1,111 @@
+"""A slow host can't take all slots."""
+
+from __future__ import annotations
+
+from callbackq.core.fairness import Admission, HostLimits
+from callbackq.core.models import CallbackRequest
+from callbackq.stores.memory import InMemoryDataAccess
+from callbackq.testing import FakeClock
+from support.dispatching import HeldTransport, Witness, an_engine, drive
+
+
+def to(host: str) -> CallbackRequest:
+    return CallbackRequest(url=f"http://{host}/")
+
+
+def test_a_host_takes_as_many_slots_as_its_limit_and_others_go_on() -> None:
+    hosts: HostLimits[int] = HostLimits(2)
+
+    admissions = [hosts.admit("slow", number, now=0.0) for number in range(4)]
+
+    assert admissions == [Admission.SEND, Admission.SEND, Admission.WAIT, Admission.WAIT]
+    assert hosts.admit("other", 9, now=0.0) is Admission.SEND
+
+
+def test_whoever_stands_in_line_starts_when_a_place_is_free_in_the_order_of_arrival() -> None:
+    hosts: HostLimits[int] = HostLimits(1)
+    for number in range(3):
+        hosts.admit("busy", number, now=0.0)
+
+    assert hosts.end("busy", 0, now=0.1) == 1
+    assert hosts.end("busy", 1, now=0.2) == 2
+    assert hosts.end("busy", 2, now=0.3) is None
+    assert hosts.admit("busy", 3, now=0.4) is Admission.SEND
+
+
+def test_a_line_that_stands_still_is_given_up() -> None:
+    hosts: HostLimits[int] = HostLimits(1)
+    hosts.admit("stuck", 0, now=0.0)
+    hosts.admit("stuck", 1, now=0.5)
+
+    assert hosts.leave_lines(now=1.4) == []
+    assert hosts.leave_lines(now=1.5) == [("stuck", 1)]
+    assert hosts.admit("stuck", 2, now=1.6) is Admission.PARK
+
+
+def test_all_leave_their_lines_when_told_to() -> None:
+    hosts: HostLimits[int] = HostLimits(1)
+    for host in ("a", "b"):
+        for number in range(3):
+            hosts.admit(host, number, now=0.0)
+
+    assert sorted(hosts.leave_lines()) == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
+
+
+def test_parking_lasts_longer_the_more_are_parked_and_has_a_limit() -> None:
+    hosts: HostLimits[int] = HostLimits(2)
+    hosts.admit("dead", 0, now=0.0)
+    hosts.admit("dead", 1, now=0.0)
+
+    waits = [hosts.parking_seconds("dead", now=10.0) for _ in range(200)]
+
+    assert waits[:3] == [15.0, 20.0, 25.0]
+    assert waits[-1] == 60.0
+
+
+def test_parking_gets_shorter_again_as_places_become_free() -> None:
+    hosts: HostLimits[int] = HostLimits(2)
+    hosts.admit("slow", 0, now=0.0)
+    hosts.admit("slow", 1, now=0.0)
+    first = [hosts.parking_seconds("slow", now=2.0) for _ in range(3)][-1]
+    hosts.end("slow", 0, now=2.0)
+    hosts.end("slow", 1, now=2.0)
+    hosts.admit("slow", 2, now=2.0)
+
+    assert hosts.parking_seconds("slow", now=4.0) < first
+
+
+def test_a_dead_hosts_backlog_does_not_keep_a_healthy_host_waiting(
+    store: InMemoryDataAccess, clock: FakeClock, transport: HeldTransport, witness: Witness
+) -> None:
+    engine = an_engine(store, transport, clock, witness, concurrency=8, host_concurrency=2)
+    for _ in range(500):
+        store.store_callback_request(to("dead.test"))
+    healthy = store.store_callback_request(to("healthy.test")).id
+    began = clock.monotonic()
+
+    drive(engine, clock, until=lambda: healthy in transport.under_way)
+
+    assert len(transport.under_way) == 3
+    assert clock.monotonic() - began < 3
+
+
+def test_parked_callbacks_are_delivered_when_the_host_answers_again(
+    store: InMemoryDataAccess, clock: FakeClock, transport: HeldTransport, witness: Witness
+) -> None:
+    engine = an_engine(store, transport, clock, witness, concurrency=8, host_concurrency=2)
+    ids = [store.store_callback_request(to("slow.test")).id for _ in range(20)]
+    drive(engine, clock, until=lambda: clock.monotonic() > 1005)
+    answered: set[str] = set()
+
+    def answer_all() -> bool:
+        for id in list(transport.under_way):
+            transport.answer(id, 200)
+            answered.add(id)
+        return len(answered) == len(ids)
+
+    drive(engine, clock, until=answer_all)
+    drive(engine, clock, until=lambda: engine.busy == 0)
+
+    assert all(store.get_callback_status(id).success for id in ids)
+    assert all(len(store.get_callback_status(id).attempts) == 1 for id in ids)

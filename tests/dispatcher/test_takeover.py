@@ -1,0 +1,91 @@
+"""Two dispatchers, one lock: what happens when a holder comes too late."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+from callbackq.core.models import CallbackState, RetryPhase
+from callbackq.dispatcher import Dispatcher
+from callbackq.events import EventKind
+from callbackq.stores.memory import InMemoryDataAccess
+from callbackq.testing import FakeClock, ScriptedTransport
+from support.dispatching import HeldTransport, Witness, a_request, an_engine, drive
+
+Build = Callable[..., Dispatcher]
+
+
+def test_another_machine_takes_over_after_the_lock_timed_out_and_the_late_result_changes_nothing(
+    store: InMemoryDataAccess, clock: FakeClock, build: Build, transport: HeldTransport, witness: Witness
+) -> None:
+    id = store.store_callback_request(a_request()).id
+    build(transport=transport, machine_name="frozen").start()
+    transport.wait_for(1)
+
+    clock.advance(30)
+    build(transport=ScriptedTransport([200], clock=clock), machine_name="heir").run_until_idle()
+    transport.answer(id, 500)
+    witness.wait_for(EventKind.LOCK_LOST)
+
+    status = store.get_callback_status(id)
+    assert status.state is CallbackState.SUCCEEDED
+    assert sorted((attempt.machine_name, attempt.late) for attempt in status.attempts) == [
+        ("frozen", True),
+        ("heir", False),
+    ]
+    assert [(lock.machine_name, lock.completed) for lock in status.locks] == [("frozen", False), ("heir", True)]
+
+
+def test_a_late_accepted_result_makes_the_present_holders_failure_a_success(
+    store: InMemoryDataAccess, clock: FakeClock, build: Build, witness: Witness
+) -> None:
+    frozen, heir = HeldTransport(clock), HeldTransport(clock)
+    id = store.store_callback_request(a_request(retry_phases=[RetryPhase(retries=9, delay=timedelta(hours=1))])).id
+    build(transport=frozen, machine_name="frozen").start()
+    frozen.wait_for(1)
+    clock.advance(30)
+    build(transport=heir, machine_name="heir").start()
+    heir.wait_for(1)
+
+    frozen.answer(id, 200)
+    witness.wait_for(EventKind.LOCK_LOST)
+    heir.answer(id, 500)
+    witness.wait_for(EventKind.SUCCEEDED)
+
+    assert store.get_callback_status(id).state is CallbackState.SUCCEEDED
+
+
+def test_a_result_that_comes_after_the_timeout_but_before_any_takeover_counts(
+    store: InMemoryDataAccess, clock: FakeClock, build: Build, transport: HeldTransport, witness: Witness
+) -> None:
+    id = store.store_callback_request(a_request()).id
+    dispatcher = build(transport=transport)
+    dispatcher.start()
+    transport.wait_for(1)
+    store.subscribe(lambda: None)
+
+    # No poll comes in between: the slot is the only one, so the dispatcher itself can't take over.
+    clock.advance(29.999999)
+    transport.answer(id, 200)
+    witness.wait_for(EventKind.SUCCEEDED)
+
+    assert [attempt.late for attempt in store.get_callback_status(id).attempts] == [False]
+
+
+def test_a_dispatcher_that_stood_still_longer_than_its_lock_does_not_send_its_own_callback_again(
+    store: InMemoryDataAccess, clock: FakeClock, transport: HeldTransport, witness: Witness
+) -> None:
+    id = store.store_callback_request(a_request()).id
+    engine = an_engine(store, transport, clock, witness)
+    drive(engine, clock, until=lambda: id in transport.under_way)
+
+    clock.advance(60)
+    engine.wake()
+    engine.step()
+    transport.answer(id, 200)
+    drive(engine, clock, until=lambda: EventKind.SUCCEEDED in witness.kinds())
+
+    assert len(transport.deliveries) == 1
+    status = store.get_callback_status(id)
+    assert [attempt.late for attempt in status.attempts] == [False]
+    assert [lock.completed for lock in status.locks] == [False, True]
