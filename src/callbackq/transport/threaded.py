@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from typing import Final
 
 from callbackq.clock import Clock
 from callbackq.core.delivery import Answer, Delivery, NotSent, NotSentReason, Outcome
@@ -16,6 +17,9 @@ from callbackq.transport.protocol import Transport
 __all__ = ["ThreadedSender"]
 
 _log = logging.getLogger("callbackq.transport")
+
+# A thread that has had nothing to do for so long ends; another is started when there is work again.
+_IDLE_SECONDS: Final = 30.0
 
 
 class ThreadedSender:
@@ -89,8 +93,7 @@ class ThreadedSender:
     def _next(self) -> Delivery | None:
         with self._changed:
             self._idle += 1
-            while not self._waiting and not self._closed:
-                self._changed.wait()
+            self._changed.wait_for(lambda: self._waiting or self._closed, _IDLE_SECONDS)
             self._idle -= 1
             if self._waiting:
                 return self._waiting.popleft()
