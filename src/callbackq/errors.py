@@ -3,8 +3,8 @@ Every exception callbackq raises, in one tree.
 
 Two sides are kept apart: *your call was wrong* (`InvalidRequestError`, `ConflictError`,
 `IllegalTransitionError`, `CallbackNotFoundError`, `DispatcherStateError`) and *the world failed*
-(`DataAccessError` and below, `LockLostError`). A receiver that answers 500 or not at all is neither:
-it is a recorded attempt.
+(`DataAccessError` and below, `LockLostError`, `NotificationError`). A receiver that answers 500 or not at
+all is neither: it is a recorded attempt.
 
 Each exception carries its evidence as attributes, survives pickling, and never quotes a URL, header
 value, body or e-mail address.
@@ -23,7 +23,9 @@ __all__ = [
     "IllegalTransitionError",
     "InvalidRequestError",
     "LockLostError",
+    "NotificationError",
     "SchemaVersionError",
+    "SignatureError",
     "TargetNotAllowedError",
     "TransientDataAccessError",
 ]
@@ -141,6 +143,24 @@ class LockLostError(CallbackqError):
         super().__init__(f"the lock with token {token} on callback {id!r} was lost to a later one")
 
 
+class NotificationError(CallbackqError):
+    """
+    The news of a callback's final failure was not accepted; nobody has been told.
+
+    Raised by notifiers. What they raise is written to the log, so the reason must not quote addresses,
+    passwords or what a mail server says.
+
+    Attributes:
+        reason: what went wrong.
+        permanent: telling this callback's address again is pointless: it is given up at once.
+    """
+
+    def __init__(self, reason: str, *, permanent: bool = False) -> None:
+        self.reason = reason
+        self.permanent = permanent
+        super().__init__(reason)
+
+
 class DataAccessError(CallbackqError):
     """A store failed. The driver's own exception is the ``__cause__``."""
 
@@ -178,3 +198,11 @@ class DispatcherStateError(CallbackqError):
     def __init__(self, state: str, reason: str) -> None:
         self.state = state
         super().__init__(f"the dispatcher is {state}: {reason}")
+
+
+class SignatureError(CallbackqError):
+    """
+    A request that arrived can't be shown to come from the holder of a secret; don't act on it.
+
+    The text says why, for the log. Tell the sender nothing more than 401.
+    """
