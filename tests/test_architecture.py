@@ -25,6 +25,7 @@ RANKS = {
     "core.planning": 4,
     "core.delivery": 4,
     "core.fairness": 0,
+    "core.jsontext": 1,
     "core.failure_email": 4,
     "core.exchange": 5,
     "core.lifecycle": 5,

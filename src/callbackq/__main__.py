@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     parser = argparse.ArgumentParser(prog="callbackq", description="Deliver HTTP callbacks durably and in order.")
     parser.add_argument("--version", action="version", version=f"callbackq {version('callbackq')}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("demo", help="watch order and delivery survive failures and a killed dispatcher")
     # What the demo starts; no command for people, so it has no help.
     dispatcher = commands.add_parser("demo-dispatcher")
@@ -25,7 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.command == "demo-dispatcher":
         run_dispatcher(chosen.path, chosen.machine_name)
         return 0
-    return run_demo()
+    if chosen.command == "demo":
+        return run_demo()
+    parser.print_help(sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

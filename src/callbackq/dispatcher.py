@@ -19,10 +19,11 @@ from typing import Final, Self
 from attrs import frozen
 
 from callbackq.clock import Clock, SystemClock
+from callbackq.core.planning import margin_of
 from callbackq.core.validation import check_text
 from callbackq.core.verdict import ResponsePolicy
 from callbackq.dataaccess import DataAccess, SupportsNotifications
-from callbackq.engine import Engine, Settings, margin_of
+from callbackq.engine import Engine, Settings
 from callbackq.errors import DispatcherStateError
 from callbackq.events import EventKind, LoggingObserver, Observer
 from callbackq.notifier import Notifier
@@ -40,6 +41,8 @@ _log = logging.getLogger("callbackq")
 _BLOCKING_THREADS: Final = 32
 # After requests were interrupted, how long their outcomes may take to be recorded.
 _INTERRUPT_GRACE_SECONDS: Final = 2.0
+# How long a stop waits for an e-mail that is being sent.
+_OUTBOX_GRACE: Final = timedelta(seconds=1)
 
 
 @frozen(kw_only=True)
@@ -255,8 +258,9 @@ class Dispatcher:
                 idle = engine.is_idle()
                 if not idle:
                     engine.rest(rest if until is None else min(rest, until - self._clock.monotonic()))
-            if idle and self._outbox is not None:
-                self._outbox.step()
+            while idle and self._outbox is not None and (until is None or self._clock.monotonic() < until):
+                if self._outbox.step() > 0:
+                    break
         finally:
             self._drain(engine, until=self._stop_by or 0.0)
             self._leave(engine)
@@ -345,7 +349,8 @@ class Dispatcher:
         if self._own_transport is not None:
             self._own_transport.close()
         if self._outbox is not None:
-            self._outbox.stop()
+            # An e-mail under way isn't broken off; its thread ends after it, and its lease is its own.
+            self._outbox.stop(_OUTBOX_GRACE)
         self._reporter.dispatcher(EventKind.STOPPED)
         with self._mutex:
             self._engine = None

@@ -26,7 +26,7 @@ from callbackq.core.delivery import Answer, Delivery, NotSentReason, Outcome
 from callbackq.core.fairness import Admission, HostLimits
 from callbackq.core.lifecycle import Transition, abandon, after_attempt
 from callbackq.core.models import AttemptFailure, CallbackAttempt, CallbackState, FailedReason
-from callbackq.core.planning import backoff, plan
+from callbackq.core.planning import backoff, margin_of, plan
 from callbackq.core.retry import parse_retry_after
 from callbackq.core.verdict import ResponsePolicy
 from callbackq.dataaccess import AttemptRecord, DataAccess
@@ -35,7 +35,7 @@ from callbackq.recorder import Recorder, Slot
 from callbackq.reporting import Reporter
 from callbackq.transport.protocol import SupportsSubmit
 
-__all__ = ["Engine", "Settings", "margin_of"]
+__all__ = ["Engine", "Settings"]
 
 _log = logging.getLogger("callbackq")
 
@@ -43,11 +43,6 @@ _FIRST_REST_SECONDS: Final = 0.1
 _LONGEST_REST_SECONDS: Final = 30.0
 # The shortest rest when the store says that something is due but hands out nothing: somebody else is taking it.
 _SHORTEST_REST_SECONDS: Final = 0.01
-
-
-def margin_of(lock_timeout: timedelta) -> timedelta:
-    """The part of a lock's life that is kept free for recording: 2 seconds or a tenth, whichever is longer."""
-    return max(timedelta(seconds=2), lock_timeout / 10)
 
 
 @frozen(kw_only=True)

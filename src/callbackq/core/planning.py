@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import Final
+
 from attrs import frozen
 
-__all__ = ["Plan", "backoff", "plan"]
+__all__ = ["Plan", "backoff", "margin_of", "plan"]
+
+_LEAST_MARGIN: Final = timedelta(seconds=2)
 
 
 @frozen(kw_only=True)
@@ -56,3 +61,8 @@ def backoff(failures: int, *, first: float, longest: float, random: float) -> fl
     """
     full = min(first * 2.0 ** min(failures - 1, 32), longest)
     return full * (1 - random / 2)
+
+
+def margin_of(lock_timeout: timedelta) -> timedelta:
+    """The end of a lock's life that is kept free for recording: 2 seconds or a tenth of it, whichever is longer."""
+    return max(_LEAST_MARGIN, lock_timeout / 10)

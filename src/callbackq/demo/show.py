@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from callbackq.targets import TargetPolicy
 from callbackq.testing.history import History, Judgement
 from callbackq.transport import HTTPTransport
 
-__all__ = ["run_demo", "run_dispatcher"]
+__all__ = ["run_demo", "run_dispatcher", "show"]
 
 QUEUES: Final = 24
 CALLBACKS: Final = 336
@@ -43,6 +44,7 @@ def run_demo(*, colour: bool | None = None) -> int:
     Returns:
         0 if every promise held, judged from what the receiver saw; 1 otherwise.
     """
+    _mute_store_advice()
     screen = Screen(colour=colour)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="callbackq-demo-") as folder, Receiver() as receiver:
@@ -50,19 +52,20 @@ def run_demo(*, colour: bool | None = None) -> int:
         with SQLiteDataAccess(path) as store:
             screen.say(f"Storing {CALLBACKS} callbacks over {QUEUES} queues in a SQLite file.")
             ids = [status.id for status in store.store_callback_requests(list(_requests(receiver.url)))]
-            screen.say("Starting two dispatcher processes: anna and bert.")
-            with _dispatcher(path, "anna") as anna, _dispatcher(path, "bert"):
-                killed = _kill_with_work_in_flight(store, anna, receiver, screen)
+            screen.say("Starting two dispatcher processes: alpha and beta.")
+            with _dispatcher(path, "alpha") as alpha, _dispatcher(path, "beta"):
+                killed = _kill_with_work_in_flight(store, alpha, receiver, screen)
                 _watch(store, receiver, screen)
             screen.end_progress()
             statuses = list(store.list_callbacks())
-        in_flight = _abandoned_by("anna", statuses)
+        in_flight = _abandoned_by("alpha", statuses)
         judgement = History(receiver.arrivals(), statuses, acknowledged=ids, duplicates_bound=in_flight).judge()
-    return _show(screen, judgement, statuses, killed=killed, in_flight=in_flight, seconds=time.monotonic() - began)
+    return show(screen, judgement, statuses, killed=killed, in_flight=in_flight, seconds=time.monotonic() - began)
 
 
 def run_dispatcher(path: Path, machine_name: str) -> None:
     """What each of the two processes runs, until its standard input ends: they must not outlive the demo."""
+    _mute_store_advice()
     policy = TargetPolicy(allow=["127.0.0.0/8"])
     with (
         SQLiteDataAccess(path) as store,
@@ -80,6 +83,11 @@ def run_dispatcher(path: Path, machine_name: str) -> None:
         sys.stdin.read()
 
 
+def _mute_store_advice() -> None:
+    # The store's advice on old SQLite versions speaks of other programs that write to the file. There are none here.
+    logging.getLogger("callbackq.stores").setLevel(logging.ERROR)
+
+
 def _requests(url: str) -> Iterator[CallbackRequest]:
     for number in range(CALLBACKS):
         place = number // QUEUES
@@ -93,7 +101,7 @@ def _requests(url: str) -> Iterator[CallbackRequest]:
 
 
 def _behaviour(queue: int, place: int) -> str:
-    if place == 3 and queue in (5, 17):
+    if place in (1, 9) and queue in (5, 17):
         return "timeout"
     if place == 6 and queue in (2, 9):
         return "down" if queue == 2 else "gone"
@@ -128,10 +136,10 @@ def _kill_with_work_in_flight(
     while time.monotonic() < give_up and victim.poll() is None:
         accepted = receiver.accepted()
         screen.progress(accepted, CALLBACKS)
-        if accepted > CALLBACKS // 3 and _held_by("anna", store) >= 2:
+        if accepted > CALLBACKS // 3 and _held_by("alpha", store) >= 2:
             victim.send_signal(signal.SIGKILL)
             victim.wait(timeout=10)
-            screen.say("Killed anna (SIGKILL) while she held locks. Bert takes over.")
+            screen.say("Killed alpha (SIGKILL) while it held locks. Beta takes over.")
             return True
         time.sleep(0.01)
     return False
@@ -160,7 +168,7 @@ def _abandoned_by(machine_name: str, statuses: list[CallbackStatus]) -> int:
     )
 
 
-def _show(
+def show(
     screen: Screen,
     judgement: Judgement,
     statuses: list[CallbackStatus],
@@ -193,7 +201,7 @@ def _show(
                 f"{sum(attempt.status_code == 0 for attempt in attempts)} without an answer",
             ),
             ("requests the receiver saw", str(judgement.arrivals), ""),
-            ("locks taken over from anna", str(in_flight), "in flight when she was killed"),
+            ("locks taken over from alpha", str(in_flight), "in flight when it was killed"),
             (
                 "duplicates",
                 str(judgement.duplicates),
