@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from callbackq.codec import DEFAULT_LIMIT_BYTES, SEED_KEYS, dumps, loads
@@ -127,7 +127,7 @@ def test_the_status_of_2016_is_read_as_what_it_said() -> None:
     )
 
 
-@settings(max_examples=50, deadline=None)
+@generated.FEW
 @given(generated.models)
 def test_a_document_with_the_seed_keys_alone_always_comes_back_byte_for_byte(model: Any) -> None:
     document = dumps(model, seed=True)
@@ -139,7 +139,7 @@ def test_a_document_with_the_seed_keys_alone_always_comes_back_byte_for_byte(mod
 # Round trips
 
 
-@settings(max_examples=50, deadline=None)
+@generated.FEW
 @given(generated.models)
 def test_what_was_written_is_always_read_back_equal_and_written_the_same(model: Any) -> None:
     document = dumps(model)
@@ -151,19 +151,17 @@ def test_what_was_written_is_always_read_back_equal_and_written_the_same(model: 
     assert loads(document.decode(), type(model)) == model
 
 
-@settings(max_examples=25, deadline=None)
-@given(generated.statuses, st.randoms(use_true_random=False))
-def test_the_order_of_keys_never_matters(status: CallbackStatus, random: Any) -> None:
-    def shuffled(value: Any) -> Any:
+@generated.FEW
+@given(generated.models)
+def test_the_order_of_keys_never_matters(model: Any) -> None:
+    def backwards(value: Any) -> Any:
         if isinstance(value, dict):
-            items = [(key, shuffled(inner)) for key, inner in value.items()]
-            random.shuffle(items)
-            return dict(items)
-        return [shuffled(inner) for inner in value] if isinstance(value, list) else value
+            return {key: backwards(inner) for key, inner in reversed(value.items())}
+        return [backwards(inner) for inner in value] if isinstance(value, list) else value
 
-    document = json.dumps(shuffled(json.loads(dumps(status))))
+    document = json.dumps(backwards(json.loads(dumps(model))))
 
-    assert loads(document, CallbackStatus) == status
+    assert loads(document, type(model)) == model
 
 
 def test_the_largest_request_can_be_written_and_read() -> None:
@@ -282,6 +280,8 @@ def test_a_status_has_its_requests_queue_unless_it_says_otherwise(queue_id: str,
         ("<a href='b'>&amp;</a>", rb"\u003ca href='b'\u003e\u0026amp;\u003c/a\u003e"),
         ("\u2028\u2029", rb"\u2028\u2029"),
         ("\n\r\t", rb"\n\r\t"),
+        ("\b", rb"\u0008"),
+        ("\f", rb"\u000c"),
         ("\b\f", rb"\u0008\u000c"),
         ("\\b\\f\b", rb"\\b\\f\u0008"),
         ("\\\b\\\\f", rb"\\\u0008\\\\f"),
@@ -460,6 +460,7 @@ def test_the_documents_from_which_malformed_ones_are_made_are_sound() -> None:
     ("document", "reason"),
     [
         (b"[" * 17, "must not be nested deeper than 16 levels"),
+        (b"[" + b"[]," * 20 + b"[" * 15, "must be JSON, which it stops being at line 1, column 77"),
         (b"[" * 16, "must be JSON, which it stops being at line 1, column 17"),
         (b'{"data":\n  nul}', "must be JSON, which it stops being at line 2, column 3"),
         (b"\xff", "must be UTF-8"),
@@ -485,6 +486,18 @@ def test_the_limit_counts_bytes_and_is_inclusive(document: bytes | str) -> None:
     assert [path for path, _ in faults_of(document, CallbackData, limit_bytes=size)] == ["data"]
 
 
+def test_a_key_or_header_given_twice_is_told_so() -> None:
+    faults = faults_of('{"x": 1, "x": 1, "url": 1, "url": 1, "postdata": {"headers": {"A": "", "A": "", "Host": 1}}}')
+
+    assert [(path, reason.split(";")[0]) for path, reason in faults] == [
+        ("x", "is not known here"),
+        ("url", "must not be given twice"),
+        ("postdata.headers['A']", "must not be given twice"),
+        ("postdata.headers['Host']", "must not be set: callbackq or the connection controls this header"),
+        ("postdata.headers['Host']", "must be a string"),
+    ]
+
+
 def test_brackets_in_text_are_no_depth() -> None:
     headers = {"a": '[{"' * 100, "b": "\\" * 3, "c": '\\"' + "[" * 50}
 
@@ -507,15 +520,16 @@ def test_no_error_lists_more_faults_than_anybody_reads() -> None:
 
 
 def test_no_document_takes_long_to_be_refused() -> None:
-    # An eighth of the largest size in an eighth of a second: cost is linear. CPU time, since machines are shared.
+    # Half a second of CPU time is twenty times what a sixteenth of the largest size needs, and far too little for
+    # anything that isn't linear.
     slow = {}
     digits = sys.get_int_max_str_digits()
     sys.set_int_max_str_digits(0)  # as a host may have done
     try:
-        for name, (kind, document) in expensive_documents(DEFAULT_LIMIT_BYTES // 8).items():
+        for name, (kind, document) in expensive_documents(DEFAULT_LIMIT_BYTES // 16).items():
             began = time.process_time()
             faults_of(document, kind)
-            if (took := time.process_time() - began) > 0.125:
+            if (took := time.process_time() - began) > 0.5:
                 slow[name] = took
     finally:
         sys.set_int_max_str_digits(digits)
@@ -545,14 +559,14 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@generated.FEW
 @given(st.binary(max_size=50), st.sampled_from(list(SEED_KEYS)))
 def test_bytes_are_never_anything_but_read_or_refused(data: bytes, kind: type) -> None:
     with suppress(InvalidRequestError):
         loads(data, kind)
 
 
-@settings(max_examples=100, deadline=None)
+@generated.FEW
 @given(st.data(), json_values)
 def test_json_in_any_place_is_never_anything_but_read_or_refused(data: st.DataObject, value: object) -> None:
     place: list[str | int] = []

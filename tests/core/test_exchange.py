@@ -295,6 +295,13 @@ def test_kept_headers_are_bounded(fields: bytes, kept: list[str]) -> None:
     assert list(exchange_of(answer(fields), ends=True).reply.headers) == kept
 
 
+@pytest.mark.parametrize(("chunks", "truncated"), [(999, False), (1001, True)])
+def test_body_in_more_chunks_than_any_server_needs_is_broken_off(chunks: int, truncated: bool) -> None:
+    data = answer(b"Transfer-Encoding: chunked", b"1\r\nx\r\n" * chunks + b"0\r\n\r\n")
+
+    assert exchange_of(data, limit=9999).reply.truncated is truncated
+
+
 def test_limit_of_zero_keeps_no_body() -> None:
     assert gist(exchange_of(OK, limit=0)) == (200, b"", None, True, False)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from urllib3 import HTTPHeaderDict
 
@@ -217,6 +217,9 @@ def test_reasons_say_what_would_be_accepted() -> None:
     assert faults_of(CallbackData, data=bytearray(b"a")) == [("data", "must be bytes, or None")]
     assert faults_of(CallbackData, headers=[("a", "b")]) == [("headers", "must be a mapping of strings to strings")]
     assert faults_of(CallbackRequest, retry_phases=5) == [("retry_phases", "must be a list or tuple of RetryPhase")]
+    assert faults_of(CallbackRequest, retry_phases=[5] * 101) == [
+        ("retry_phases", "must not hold more than 100 phases")
+    ]
     assert faults_of(CallbackRequest, retry_phases=[5]) == [("retry_phases[0]", "must be a RetryPhase")]
     assert faults_of(CallbackRequest, post_data={"data": None}) == [("post_data", "must be a CallbackData")]
     assert faults_of(CallbackAttempt, failure="dns") == [("failure", "must be an AttemptFailure, or None")]
@@ -253,7 +256,7 @@ def test_no_error_lists_more_faults_than_anybody_reads() -> None:
     assert len(faults_of(CallbackStatus, attempts=[5] * v.MAX_FAULTS)) == v.MAX_FAULTS
 
 
-@settings(max_examples=50, deadline=None)
+@generated.FEW
 @given(generated.models, st.data())
 def test_whatever_a_field_is_changed_to_is_always_accepted_or_refused_by_name(model: Any, data: st.DataObject) -> None:
     field = data.draw(st.sampled_from(attrs.fields(type(model))))
@@ -392,7 +395,7 @@ def test_headers_that_are_immutable_already_are_not_copied() -> None:
     assert CallbackData(headers=headers).headers is headers
 
 
-@settings(max_examples=50, deadline=None)
+@generated.FEW
 @given(generated.models)
 def test_models_always_hash_pickle_and_copy_to_equals(model: Any) -> None:
     copies = [
@@ -475,10 +478,22 @@ def test_a_request_has_the_defaults_of_the_contract() -> None:
     }
 
 
+def test_a_record_says_no_more_than_it_was_told() -> None:
+    attempt = CallbackAttempt(**SOUND[CallbackAttempt])
+    lock = CallbackLock(**SOUND[CallbackLock])
+    status = CallbackStatus(**SOUND[CallbackStatus])
+
+    said = (attempt.response, attempt.failure, attempt.machine_name, attempt.late, attempt.truncated)
+    assert said == (CallbackData(), None, "", False, False)
+    assert (lock.completed, lock.machine_name, lock.token, lock.ended) == (False, "", 0, None)
+    assert (status.attempts, status.locks, status.state, status.queue_id) == ((), (), CallbackState.WAITING, "")
+    assert (status.sequence, status.next_attempt_at, status.failed_reason, status.blocked_by) == (0, None, None, None)
+
+
 def test_fields_are_given_by_name_only() -> None:
-    for kind in SOUND:
-        with pytest.raises(TypeError):
-            kind("http://example.com")
+    for kind, values in SOUND.items():
+        with pytest.raises(TypeError, match="positional"):
+            kind(*(values or {"headers": {}}).values())
 
 
 def test_the_target_is_the_url_taken_apart() -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import tenacity
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from callbackq.core.models import RetryPhase
 from callbackq.core.retry import attempts_allowed, delay_before_retry, parse_retry_after, postpone
+from support import generated
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DAY = timedelta(hours=24)
@@ -71,7 +72,7 @@ def test_five_times_ten_seconds_and_twelve_times_five_minutes_are_eighteen_attem
 plans = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 1000)), max_size=5)
 
 
-@settings(max_examples=50, deadline=None)
+@generated.FEW
 @given(plans)
 def test_the_schedule_is_always_the_one_that_tenacity_would_follow(plan: list[tuple[int, int]]) -> None:
     chain = [tenacity.wait_fixed(delay) for retries, delay in plan for _ in range(retries)]
@@ -144,7 +145,7 @@ def test_what_is_no_retry_after_is_nothing(value: str) -> None:
     assert parse_retry_after(value, NOW) is None
 
 
-@settings(max_examples=50, deadline=None)
+@generated.FEW
 @given(
     st.text(max_size=70)
     | st.lists(
@@ -203,7 +204,7 @@ def test_jitter_adds_its_share_and_no_more() -> None:
     assert postpone(seconds(100), retry_after=seconds(200), jitter=0.1, random=1.0) == seconds(220)
 
 
-@settings(max_examples=50, deadline=None)
+@generated.FEW
 @given(
     st.timedeltas(seconds(0), timedelta(days=365)),
     st.none() | st.timedeltas(seconds(0), timedelta(days=10_000)),

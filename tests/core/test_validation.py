@@ -8,11 +8,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from callbackq.core import validation as v
 from callbackq.errors import InvalidRequestError
+from support import generated
 
 YEAR = timedelta(days=365)
 MICROSECOND = timedelta(microseconds=1)
@@ -65,7 +66,7 @@ EDGES: dict[str, Edges] = {
             *({"X-" + "a" * 255: "x"}, {"a": " b"}, {"a": "b "}, {"a": "\tb"}, {"a": "b\n"}, {"a": "b\r\n c"}),
             *({"a": "\x00"}, {"a": "\x7f"}, {"a": "ä"}, {"a": "a" * 8193}, {"a": "b", "A": "c"}, {"\ud800": "a"}),
             *({f"{n}": "x" for n in range(101)}, {f"X{n}": "a" * 8190 for n in range(8)} | {"x": ""}),
-            *({"HOST": "x"}, {"Te": "x"}, {"content-length": "0"}, {"Proxy-Connection": "x"}, {"Trailer": "x"}),
+            *({"HOST": "x"}, {"Te": "x"}, {"content-length": "0"}, {"Proxy-Anything": "x"}, {"Trailer": "x"}),
             *({"Webhook-": "x"}, {"webhook-id": "x"}, {"CALLBACKQ-TOKEN": "x"}, {"accept-encoding": "x"}),
         ],
     ),
@@ -148,7 +149,7 @@ def test_a_header_name_is_shown_escaped_and_cut(name: str, path: str) -> None:
     assert [place for place, _ in v.check_headers({name: 5})] == [path]
 
 
-@settings(max_examples=50, deadline=None)
+@generated.FEW
 @given(
     st.dictionaries(st.text(max_size=5) | st.integers(), st.text(max_size=5) | st.none() | st.integers(), max_size=5)
 )
@@ -188,6 +189,13 @@ def test_refuse_reads_no_more_faults_than_it_lists() -> None:
     assert read == v.MAX_FAULTS + 1
 
 
+def test_refuse_says_that_there_are_more_only_when_there_are() -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        v.refuse([("a", "must not be")] * v.MAX_FAULTS)
+
+    assert caught.value.errors == [("a", "must not be")] * v.MAX_FAULTS
+
+
 @pytest.mark.parametrize(
     ("check", "value"),
     [
@@ -208,4 +216,4 @@ def test_refusing_the_largest_value_takes_no_time(check: v.Check, value: object)
     took = time.process_time() - began
 
     assert faults
-    assert took < 0.05
+    assert took < 0.2

@@ -7,19 +7,20 @@ names every faulty field. No repr shows a query string, header value, body or e-
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import Enum
-from typing import Final, Literal, NoReturn
+from typing import Any, Final, Literal, NoReturn
 
 from attrs import field, frozen
 
 from callbackq.core import validation as v
 from callbackq.core.url import Target, parse_url
-from callbackq.errors import InvalidRequestError
 
 __all__ = [
+    "CHECKS",
     "NEVER",
+    "REQUEST_DATA_CHECKS",
     "AttemptFailure",
     "CallbackAttempt",
     "CallbackData",
@@ -101,53 +102,53 @@ class Headers(dict[str, str]):
     clear = pop = popitem = setdefault = update = _refuse
 
 
-def _to_headers(value: object) -> object:
-    # Anything that is no mapping passes through, so that the check can name it.
-    return Headers(value) if isinstance(value, Mapping) else value
+def _to_headers(value: Mapping[str, str]) -> Any:
+    # Here and in _to_tuple: what has the wrong type passes through, so that its check can name it.
+    if type(value) is Headers or not isinstance(value, Mapping):
+        return value
+    return Headers({_plain(name): _plain(text) for name, text in value.items()})
 
 
-def _to_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else value
+def _to_tuple(value: Sequence[Any]) -> Any:
+    # Sequences only: an iterator may never end, and the items of a set have no order.
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else value
 
 
-def _checked(**checks: v.Check) -> dict[str, v.Check]:
-    return checks
+def _to_phases(value: Sequence[RetryPhase]) -> tuple[RetryPhase, ...]:
+    phases: tuple[RetryPhase, ...] = _to_tuple(value)
+    return phases
 
 
-def _refuse_faults(checks: Mapping[str, v.Check], model: object) -> None:
-    faults = [
-        (f"{name}{below}", reason) for name, check in checks.items() for below, reason in check(getattr(model, name))
-    ]
-    if faults:
-        raise InvalidRequestError(faults)
+_PLAIN_TYPES: Final = frozenset({str, bytes, int, bool, type(None)})
 
 
-def _instances(kind: type, text: str) -> v.Check:
-    def check(value: object) -> Iterator[v.Fault]:
-        if not isinstance(value, kind):
-            yield "", f"must be a {text}"
-
-    return check
-
-
-def _instance_or_none(kind: type, text: str) -> v.Check:
-    def check(value: object) -> Iterator[v.Fault]:
-        if value is not None and not isinstance(value, kind):
-            yield "", f"must be a {text} or None"
-
-    return check
+def _plain(value: Any) -> Any:
+    """Take text, bytes or a number out of a subclass, such as an enum, which may print as something else."""
+    if type(value) in _PLAIN_TYPES:
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, bytes):
+        return bytes.__bytes__(value)
+    if isinstance(value, int):
+        return int.__index__(value)
+    return value
 
 
-def _tuple_of(kind: type, text: str) -> v.Check:
-    def check(value: object) -> Iterator[v.Fault]:
-        if not isinstance(value, tuple):
-            yield "", f"must be a sequence of {text}s"
-            return
-        for index, item in enumerate(value):
-            if not isinstance(item, kind):
-                yield f"[{index}]", f"must be a {text}"
+def _settle(model: object, checks: Mapping[str, v.Check]) -> None:
+    """Bring the fields of a model that is being built to plain types, and refuse it if one has a fault."""
+    for name in checks:
+        given = getattr(model, name)
+        value = _plain(given)
+        if value is not given:
+            object.__setattr__(model, name, value)
+    v.refuse(_faults_of(model, checks))
 
-    return check
+
+def _faults_of(model: object, checks: Mapping[str, v.Check]) -> Iterator[v.Fault]:
+    for name, check in checks.items():
+        for below, reason in check(getattr(model, name)):
+            yield f"{name}{below}", reason
 
 
 @frozen(kw_only=True, repr=False)
@@ -167,7 +168,7 @@ class CallbackData:
     data: bytes | None = None
 
     def __attrs_post_init__(self) -> None:
-        _refuse_faults(_DATA_CHECKS, self)
+        _settle(self, CHECKS[CallbackData])
 
     def __repr__(self) -> str:
         size = "no body" if self.data is None else f"{len(self.data)} bytes"
@@ -191,7 +192,7 @@ class RetryPhase:
     delay: timedelta
 
     def __attrs_post_init__(self) -> None:
-        _refuse_faults(PHASE_CHECKS, self)
+        _settle(self, CHECKS[RetryPhase])
 
 
 @frozen(kw_only=True, repr=False)
@@ -222,14 +223,14 @@ class CallbackRequest:
     url: str
     method: Literal["GET", "POST", "PUT"] = "POST"
     post_data: CallbackData = field(factory=CallbackData)
-    retry_phases: tuple[RetryPhase, ...] = field(default=(), converter=_to_tuple)
+    retry_phases: tuple[RetryPhase, ...] = field(default=(), converter=_to_phases)
     application_id: str = ""
     queue_id: str = ""
     notification_email_address: str = ""
     on_exhausted: Literal["continue", "hold"] = "continue"
 
     def __attrs_post_init__(self) -> None:
-        _refuse_faults(_REQUEST_CHECKS, self)
+        _settle(self, CHECKS[CallbackRequest])
 
     @property
     def target(self) -> Target:
@@ -269,7 +270,7 @@ class CallbackAttempt:
     truncated: bool = False
 
     def __attrs_post_init__(self) -> None:
-        _refuse_faults(ATTEMPT_CHECKS, self)
+        _settle(self, CHECKS[CallbackAttempt])
 
     @property
     def is_counted(self) -> bool:
@@ -299,7 +300,7 @@ class CallbackLock:
     ended: datetime | None = None
 
     def __attrs_post_init__(self) -> None:
-        _refuse_faults(LOCK_CHECKS, self)
+        _settle(self, CHECKS[CallbackLock])
 
 
 @frozen(kw_only=True)
@@ -333,7 +334,7 @@ class CallbackStatus:
     blocked_by: str | None = None
 
     def __attrs_post_init__(self) -> None:
-        _refuse_faults(STATUS_CHECKS, self)
+        _settle(self, CHECKS[CallbackStatus])
 
     @property
     def success(self) -> bool:
@@ -341,12 +342,32 @@ class CallbackStatus:
         return self.state is CallbackState.SUCCEEDED
 
 
+def _instances(kind: type, text: str) -> v.Check:
+    def check(value: object) -> Iterator[v.Fault]:
+        if not isinstance(value, kind):
+            yield "", f"must be {text}"
+
+    return check
+
+
 def _optional(check: v.Check) -> v.Check:
     def optional(value: object) -> Iterator[v.Fault]:
         if value is not None:
-            yield from check(value)
+            yield from ((path, f"{reason}, or None") for path, reason in check(value))
 
     return optional
+
+
+def _tuple_of(kind: type) -> v.Check:
+    def check(value: object) -> Iterator[v.Fault]:
+        if not isinstance(value, tuple):
+            yield "", f"must be a list or tuple of {kind.__name__}"
+            return
+        for index, item in enumerate(value):
+            if not isinstance(item, kind):
+                yield f"[{index}]", f"must be a {kind.__name__}"
+
+    return check
 
 
 def check_post_data(value: object) -> Iterator[v.Fault]:
@@ -354,58 +375,75 @@ def check_post_data(value: object) -> Iterator[v.Fault]:
     if not isinstance(value, CallbackData):
         yield "", "must be a CallbackData"
         return
-    for path, reason in v.check_request_headers(value.headers):
-        yield f".headers{path}", reason
-    for path, reason in v.check_body(value.data):
-        yield f".data{path}", reason
+    for name, check in REQUEST_DATA_CHECKS.items():
+        for path, reason in check(getattr(value, name)):
+            yield f".{name}{path}", reason
+
+
+_check_items = _tuple_of(RetryPhase)
 
 
 def check_retry_phases(value: object) -> Iterator[v.Fault]:
-    faults = list(_tuple_of(RetryPhase, "RetryPhase")(value))
+    if isinstance(value, tuple) and len(value) > v.MAX_PHASES:
+        yield "", f"must not hold more than {v.MAX_PHASES} phases"
+        return
+    faults = list(_check_items(value))
     yield from faults
     if isinstance(value, tuple) and not faults:
         yield from v.check_phase_total(tuple((phase.retries, phase.delay) for phase in value))
 
 
-_DATA_CHECKS = _checked(headers=v.check_headers, data=_instance_or_none(bytes, "bytes object"))
-PHASE_CHECKS = _checked(retries=v.check_retries, delay=v.check_delay)
-_REQUEST_CHECKS = _checked(
-    url=v.check_url,
-    method=v.check_method,
-    post_data=check_post_data,
-    retry_phases=check_retry_phases,
-    application_id=v.check_text,
-    queue_id=v.check_text,
-    notification_email_address=v.check_email_address,
-    on_exhausted=v.check_on_exhausted,
-)
-ATTEMPT_CHECKS = _checked(
-    status_code=v.check_status_code,
-    response=_instances(CallbackData, "CallbackData"),
-    time=v.check_instant,
-    duration=v.check_duration,
-    failure=_instance_or_none(AttemptFailure, "AttemptFailure"),
-    machine_name=v.check_text,
-    late=v.check_bool,
-    truncated=v.check_bool,
-)
-LOCK_CHECKS = _checked(
-    acquired=v.check_instant,
-    timeout=v.check_instant,
-    completed=v.check_bool,
-    machine_name=v.check_text,
-    token=v.check_token,
-    ended=_optional(v.check_instant),
-)
-STATUS_CHECKS = _checked(
-    id=v.check_text,
-    request=_instances(CallbackRequest, "CallbackRequest"),
-    attempts=_tuple_of(CallbackAttempt, "CallbackAttempt"),
-    locks=_tuple_of(CallbackLock, "CallbackLock"),
-    state=_instances(CallbackState, "CallbackState"),
-    queue_id=v.check_text,
-    sequence=v.check_token,
-    next_attempt_at=_optional(v.check_instant),
-    failed_reason=_instance_or_none(FailedReason, "FailedReason"),
-    blocked_by=_optional(v.check_text),
-)
+REQUEST_DATA_CHECKS: Final[Mapping[str, v.Check]] = {"headers": v.check_request_headers, "data": v.check_body}
+"""What `CallbackRequest.post_data` must be beyond what every `CallbackData` is."""
+
+CHECKS: Final[Mapping[type, Mapping[str, v.Check]]] = {
+    CallbackData: {
+        "headers": v.check_headers,
+        "data": _optional(_instances(bytes, "bytes")),
+    },
+    RetryPhase: {
+        "retries": v.check_retries,
+        "delay": v.check_delay,
+    },
+    CallbackRequest: {
+        "url": v.check_url,
+        "method": v.check_method,
+        "post_data": check_post_data,
+        "retry_phases": check_retry_phases,
+        "application_id": v.check_text,
+        "queue_id": v.check_text,
+        "notification_email_address": v.check_email_address,
+        "on_exhausted": v.check_on_exhausted,
+    },
+    CallbackAttempt: {
+        "status_code": v.check_status_code,
+        "response": _instances(CallbackData, "a CallbackData"),
+        "time": v.check_instant,
+        "duration": v.check_duration,
+        "failure": _optional(_instances(AttemptFailure, "an AttemptFailure")),
+        "machine_name": v.check_text,
+        "late": v.check_bool,
+        "truncated": v.check_bool,
+    },
+    CallbackLock: {
+        "acquired": v.check_instant,
+        "timeout": v.check_instant,
+        "completed": v.check_bool,
+        "machine_name": v.check_text,
+        "token": v.check_token,
+        "ended": _optional(v.check_instant),
+    },
+    CallbackStatus: {
+        "id": v.check_text,
+        "request": _instances(CallbackRequest, "a CallbackRequest"),
+        "attempts": _tuple_of(CallbackAttempt),
+        "locks": _tuple_of(CallbackLock),
+        "state": _instances(CallbackState, "a CallbackState"),
+        "queue_id": v.check_text,
+        "sequence": v.check_token,
+        "next_attempt_at": _optional(v.check_instant),
+        "failed_reason": _optional(_instances(FailedReason, "a FailedReason")),
+        "blocked_by": _optional(v.check_text),
+    },
+}
+"""One check for each field of each model, in the order of the fields."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -14,7 +13,8 @@ __all__ = ["attempts_allowed", "delay_before_retry", "parse_retry_after", "postp
 
 _LEAST_RETRY_AFTER_CAP: Final = timedelta(hours=1)
 _GREATEST_RETRY_AFTER: Final = timedelta(hours=24)
-_SECONDS = re.compile(r"[0-9]{1,18}")
+# The longest HTTP date, "Wednesday, 09-Nov-94 08:49:37 GMT", has 34 characters.
+_MAX_LENGTH: Final = 64
 
 
 def attempts_allowed(phases: Sequence[RetryPhase]) -> int:
@@ -49,18 +49,20 @@ def parse_retry_after(value: str, now: datetime) -> timedelta | None:
         now: the time the answer came.
 
     Returns:
-        How long to wait from *now*, never negative; ``None`` when it can't be read. An absurdly large
-        number gives the longest wait that can be asked for.
+        How long to wait from *now*, never negative and at most 24 hours; ``None`` when it can't be read.
     """
     value = value.strip()
-    if _SECONDS.fullmatch(value):
-        return timedelta(seconds=min(int(value), int(_GREATEST_RETRY_AFTER.total_seconds())))
+    if len(value) > _MAX_LENGTH or not value.isascii():
+        return None
+    if value.isdigit():
+        return timedelta(seconds=min(int(value), _GREATEST_RETRY_AFTER.total_seconds()))
     try:
         date = parsedate_to_datetime(value)
-        # "-0000" gives a naive date; an HTTP date is always GMT.
-        return max(date.replace(tzinfo=date.tzinfo or UTC) - now, timedelta(0))
     except (ValueError, OverflowError):
         return None
+    # An HTTP date is always GMT, also where it doesn't say so.
+    wait = date.replace(tzinfo=UTC) - now if date.tzinfo is None else date - now
+    return min(max(wait, timedelta(0)), _GREATEST_RETRY_AFTER)
 
 
 def postpone(

@@ -2,21 +2,27 @@
 What a callback may contain: one check per field, shared by the models and by the JSON codec.
 
 A check takes whatever was given and yields every fault as ``(path below the field, reason)``. Reasons say
-what would be accepted and never quote the value, which may be a secret.
+what would be accepted and never quote the value, which may be a secret. A check looks at a size before it looks
+at what has that size, so that refusing costs little.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Final
 
 from callbackq.core.url import UrlFault, parse_url
+from callbackq.errors import InvalidRequestError
 
 __all__ = [
     "MAX_BODY_BYTES",
     "MAX_DELAY",
+    "MAX_DURATION",
+    "MAX_FAULTS",
+    "MAX_INTEGER",
     "MAX_PHASES",
     "MAX_RETRIES",
     "MAX_TEXT_LENGTH",
@@ -41,6 +47,8 @@ __all__ = [
     "check_text",
     "check_token",
     "check_url",
+    "header_path",
+    "refuse",
 ]
 
 Fault = tuple[str, str]
@@ -60,7 +68,14 @@ MAX_RETRIES: Final = 10_000
 MAX_DELAY: Final = timedelta(days=365)
 MAX_TOTAL_DELAY: Final = timedelta(days=3650)
 MAX_EMAIL_LENGTH: Final = 254
+MAX_INTEGER: Final = 2**63 - 1
+"""What databases and Go's int64 can hold."""
+MAX_DURATION: Final = timedelta(microseconds=MAX_INTEGER // 1000)
+"""As many nanoseconds as fit into an int64, some 292 years."""
+MAX_FAULTS: Final = 250
+"""How many faults one error lists: a document of a megabyte may have a million, which nobody reads."""
 
+_MICROSECOND: Final = timedelta(microseconds=1)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 # RFC 9110, section 5.6.2: token.
@@ -77,29 +92,40 @@ _EMAIL = re.compile(
 # Headers that callbackq or the connection itself must control (the fetch standard's forbidden request headers, less
 # those that only matter to browsers) and those that prove where a callback came from.
 _FORBIDDEN_HEADERS = frozenset(
-    {"accept-encoding", "connection", "content-length", "expect", "host", "keep-alive", "proxy-authenticate"}
-    | {"proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
+    {"accept-encoding", "connection", "content-length", "expect", "host", "keep-alive"}
+    | {"te", "trailer", "transfer-encoding", "upgrade"}
 )
-_RESERVED_PREFIXES = ("webhook-", "callbackq-")
+_RESERVED_PREFIXES = ("proxy-", "webhook-", "callbackq-")
+
+
+def refuse(faults: Iterable[Fault]) -> None:
+    """
+    Refuse what has faults.
+
+    Raises:
+        InvalidRequestError: with all faults, or the first `MAX_FAULTS` and a word that there are more.
+    """
+    listed = list(islice(faults, MAX_FAULTS + 1))
+    if len(listed) > MAX_FAULTS:
+        listed[MAX_FAULTS] = ("", "there are more faults than are listed here")
+    if listed:
+        raise InvalidRequestError(listed)
 
 
 def check_url(value: object) -> Iterator[Fault]:
-    if not isinstance(value, str):
-        yield "", "must be a string"
-        return
     try:
-        parse_url(value)
+        parse_url(value)  # type: ignore[arg-type]  # it says so itself where the value is no text
     except UrlFault as fault:
         yield "", str(fault)
 
 
 def check_method(value: object) -> Iterator[Fault]:
-    if value not in METHODS or not isinstance(value, str):
+    if not isinstance(value, str) or value not in METHODS:
         yield "", "must be GET, POST or PUT"
 
 
 def check_on_exhausted(value: object) -> Iterator[Fault]:
-    if value not in ON_EXHAUSTED or not isinstance(value, str):
+    if not isinstance(value, str) or value not in ON_EXHAUSTED:
         yield "", "must be 'continue' or 'hold'"
 
 
@@ -150,28 +176,40 @@ def check_headers(value: object) -> Iterator[Fault]:
 
 def check_request_headers(value: object) -> Iterator[Fault]:
     """What a header map must be to be sent: well-formed, unambiguous, and none of ours or the connection's."""
-    if not isinstance(value, Mapping) or list(check_headers(value)):
-        return  # the map's own check has said so
+    if not isinstance(value, Mapping):
+        yield "", "must be a mapping of strings to strings"
+        return
     if len(value) > MAX_HEADERS:
         yield "", f"must not hold more than {MAX_HEADERS} headers"
-    if sum(len(name) + len(text) for name, text in value.items()) > MAX_HEADERS_TOTAL:
-        yield "", f"must not be larger than {MAX_HEADERS_TOTAL} bytes in all"
+        return
     seen: set[str] = set()
+    total = 0
     for name, text in value.items():
+        if not isinstance(name, str):
+            yield "", "must have strings as names"
+            continue
         lower = name.lower()
-        path = header_path(name)
         if len(name) > MAX_HEADER_NAME or not _TOKEN.fullmatch(name):
-            yield path, f"must be named by a token of at most {MAX_HEADER_NAME} characters (RFC 9110, section 5.6.2)"
-        elif lower in _FORBIDDEN_HEADERS or lower.startswith(_RESERVED_PREFIXES):
-            yield path, "must not be set: callbackq or the connection controls this header"
-        elif lower in seen:
-            yield path, "must not be given twice (names are compared without regard to case)"
-        if len(text) > MAX_HEADER_VALUE or not _HEADER_VALUE.fullmatch(text):
             yield (
-                path,
+                header_path(name),
+                f"must be named by a token of at most {MAX_HEADER_NAME} characters (RFC 9110, section 5.6.2)",
+            )
+        elif lower in _FORBIDDEN_HEADERS or lower.startswith(_RESERVED_PREFIXES):
+            yield header_path(name), "must not be set: callbackq or the connection controls this header"
+        elif lower in seen:
+            yield header_path(name), "must not be given twice (names are compared without regard to case)"
+        seen.add(lower)
+        if not isinstance(text, str):
+            yield header_path(name), "must be a string"
+        elif len(text) > MAX_HEADER_VALUE or not _HEADER_VALUE.fullmatch(text):
+            yield (
+                header_path(name),
                 f"must be at most {MAX_HEADER_VALUE} visible ASCII characters, blanks and tabs only between them",
             )
-        seen.add(lower)
+        else:
+            total += len(name) + len(text)
+    if total > MAX_HEADERS_TOTAL:
+        yield "", f"must not be larger than {MAX_HEADERS_TOTAL} bytes in all"
 
 
 def header_path(name: str) -> str:
@@ -193,11 +231,9 @@ def check_delay(value: object) -> Iterator[Fault]:
 
 def check_phase_total(phases: tuple[tuple[int, timedelta], ...]) -> Iterator[Fault]:
     """The plan as a whole: *phases* as (retries, delay)."""
-    if len(phases) > MAX_PHASES:
-        yield "", f"must not hold more than {MAX_PHASES} phases"
     # In whole microseconds: 100 phases of 10,000 retries of a year overflow a timedelta.
-    total_us = sum(retries * (delay // timedelta(microseconds=1)) for retries, delay in phases)
-    if total_us > MAX_TOTAL_DELAY // timedelta(microseconds=1):
+    total = sum(retries * (delay // _MICROSECOND) for retries, delay in phases)
+    if total > MAX_TOTAL_DELAY // _MICROSECOND:
         yield "", f"must not wait longer than {MAX_TOTAL_DELAY.days} days in all"
 
 
@@ -207,22 +243,21 @@ def check_status_code(value: object) -> Iterator[Fault]:
 
 
 def check_instant(value: object) -> Iterator[Fault]:
-    if not isinstance(value, datetime) or value.utcoffset() is None:
-        yield "", "must be an aware datetime: give it a time zone"
-    elif value.tzinfo is not UTC:
-        yield "", "must be in UTC (datetime.timezone.utc)"
+    # The time zone's own methods are not asked: a foreign one may raise anything.
+    if not isinstance(value, datetime) or value.tzinfo is not UTC:
+        yield "", "must be an aware datetime in UTC (datetime.timezone.utc)"
 
 
 def check_duration(value: object) -> Iterator[Fault]:
     if not isinstance(value, timedelta):
         yield "", "must be a timedelta"
-    elif value < timedelta(0):
-        yield "", "must not be negative"
+    elif not timedelta(0) <= value <= MAX_DURATION:
+        yield "", f"must be from 0 to {MAX_DURATION.days} days"
 
 
 def check_token(value: object) -> Iterator[Fault]:
-    if not _is_int(value) or value < 0:  # type: ignore[operator]
-        yield "", "must be a whole number that is not negative"
+    if not _is_int(value) or not 0 <= value <= MAX_INTEGER:  # type: ignore[operator]
+        yield "", f"must be a whole number from 0 to {MAX_INTEGER}"
 
 
 def check_bool(value: object) -> Iterator[Fault]:

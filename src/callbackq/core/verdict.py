@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from enum import Enum
+from typing import Any
 
 from attrs import field, frozen
 
-from callbackq.errors import InvalidRequestError
+from callbackq.core import validation as v
 
 __all__ = ["ResponsePolicy", "Verdict"]
 
@@ -20,8 +21,18 @@ class Verdict(Enum):
     REFUSED = "refused"
 
 
-def _to_frozenset(value: Collection[int]) -> frozenset[int]:
-    return frozenset(value)
+def _to_statuses(value: Collection[int]) -> Any:
+    # What can't be a set of numbers passes through, so that the check can name it.
+    if isinstance(value, (str, bytes)):
+        return value
+    try:
+        return frozenset(value)
+    except TypeError:
+        return value
+
+
+def _is_final_status(value: object) -> bool:
+    return isinstance(value, int) and 300 <= value <= 599
 
 
 @frozen(kw_only=True)
@@ -40,12 +51,17 @@ class ResponsePolicy:
         InvalidRequestError: a final status is not from 300 to 599.
     """
 
-    final_statuses: frozenset[int] = field(default=frozenset({410}), converter=_to_frozenset)
+    final_statuses: frozenset[int] = field(default=frozenset({410}), converter=_to_statuses)
     honour_retry_after: bool = True
 
     def __attrs_post_init__(self) -> None:
-        if any(not 300 <= status <= 599 for status in self.final_statuses):
-            raise InvalidRequestError([("final_statuses", "must be from 300 to 599: 2xx is always a delivery")])
+        v.refuse(self._faults())
+
+    def _faults(self) -> Iterator[v.Fault]:
+        if not isinstance(self.final_statuses, frozenset) or not all(map(_is_final_status, self.final_statuses)):
+            yield "final_statuses", "must be whole numbers from 300 to 599: 2xx is always a delivery"
+        for path, reason in v.check_bool(self.honour_retry_after):
+            yield f"honour_retry_after{path}", reason
 
     def judge(self, status_code: int) -> Verdict:
         """Judge an answer's status; 0 stands for no answer."""
