@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from callbackq.transport.http import HTTPTransport
 from callbackq.transport.protocol import SupportsSubmit, Transport
 
-__all__ = ["SupportsSubmit", "Transport"]
+__all__ = ["HTTPTransport", "SupportsSubmit", "Transport"]

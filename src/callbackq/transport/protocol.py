@@ -55,7 +55,7 @@ class SupportsSubmit(Protocol):
         Begin an attempt and return at once.
 
         *done* is called exactly once, from any thread, with what `Transport.send` would have returned. It must
-        not block or raise.
+        not block or raise. When this machine can't even begin, it may be called before this method returns.
         """
         ...
 
@@ -65,6 +65,7 @@ class SupportsSubmit(Protocol):
         End these attempts at once.
 
         Those that have not begun to send are `NotSent` (stopped), the others answers with the failure
-        ``interrupted``, except when their answer is complete already. *done* is called for each soon after.
+        ``interrupted``, except when the head of their answer is complete already: then its status is known, and
+        stands. *done* is called for each soon after.
         """
         ...

@@ -1,0 +1,328 @@
+"""
+One attempt from look-up to answer, as one straight story.
+
+`Attempt.live` is a generator: it yields where a blocking client would wait, and the network thread resumes it when
+its connection is ready. What ends an attempt from outside (its deadline, an interruption) is thrown into it there. So
+whatever a receiver does, the thread is never stuck in it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import selectors
+import ssl
+import traceback
+from collections.abc import Callable, Generator, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Final
+
+from attrs import frozen
+
+from callbackq.clock import Clock
+from callbackq.core.delivery import Answer, Delivery, NotSent, NotSentReason, Outcome
+from callbackq.core.exchange import Exchange
+from callbackq.core.models import AttemptFailure, CallbackData
+from callbackq.core.url import Target
+from callbackq.errors import TargetNotAllowedError
+from callbackq.targets import TargetPolicy
+from callbackq.transport.connections import Connection, KeptConnections, Route
+from callbackq.transport.deadlines import Deadlines
+from callbackq.transport.resolver import LookUp, ResolverPool
+
+__all__ = ["Attempt", "AttemptSettings", "DeadlinePassed", "Interrupted", "Network", "log_fault"]
+
+_log = logging.getLogger("callbackq.transport")
+
+# Receivers across an ocean answer in less. With not even that left, the likeliest end is a request that arrives, an
+# answer that comes too late, and so a duplicate.
+_SMALLEST_USEFUL_SECONDS: Final = 0.25
+
+# Faults that say something about this machine and nothing about the receiver: descriptors, memory, ports, and (ENOSPC)
+# registrations with the selector.
+_LOCAL_FAULTS: Final = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.ENOSPC}
+)
+
+Life = Generator[None, None, Outcome]
+Wait = Generator[None, None, None]
+
+
+class DeadlinePassed(Exception):
+    """A message into an attempt's life: the deadline that was set for the attempt has passed."""
+
+
+class Interrupted(Exception):
+    """A message into an attempt's life: it is to end now."""
+
+
+class _NoAnswer(Exception):
+    def __init__(self, failure: AttemptFailure) -> None:
+        self.failure = failure
+
+
+class _Unsendable(Exception):
+    def __init__(self, reason: NotSentReason, detail: str = "") -> None:
+        self.outcome = NotSent(reason=reason, detail=detail)
+
+
+@frozen(kw_only=True)
+class AttemptSettings:
+    """What the host decided about attempts. Durations in seconds; see `callbackq.HTTPTransport`."""
+
+    policy: TargetPolicy
+    ssl_context: ssl.SSLContext
+    deadline_seconds: float
+    connect_seconds: float
+    response_limit: int
+
+
+@frozen(kw_only=True)
+class Network:
+    """
+    What attempts find around them, all of one network thread.
+
+    Attributes:
+        resume: have an attempt resumed soon. The only member that may be used from other threads.
+    """
+
+    settings: AttemptSettings
+    clock: Clock
+    selector: selectors.BaseSelector
+    deadlines: Deadlines[Attempt]
+    kept: KeptConnections
+    resolver: ResolverPool
+    resume: Callable[[Attempt], object]
+
+
+class Attempt:
+    """
+    A request on its way.
+
+    Args:
+        delivery: what to send.
+        done: whom to tell.
+        request: head and body; or the exception that kept them from being written.
+        time: wall time of its beginning.
+        started: clock reading of its beginning.
+
+    Attributes:
+        life: what is resumed; set by whoever begins it.
+    """
+
+    life: Life
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        done: Callable[[Outcome], None],
+        *,
+        request: bytes | Exception,
+        time: datetime,
+        started: float,
+    ) -> None:
+        self.delivery = delivery
+        self.done = done
+        self._request = request
+        self._time = time
+        self._started = started
+        self._ends_at = delivery.ends_at
+        self._target: Target = delivery.request.target
+        self._connection: Connection | None = None
+        # What a fault of the network means at this stage.
+        self._stage = AttemptFailure.DNS
+        self._has_begun_to_send = False
+
+    def live(self, network: Network) -> Life:
+        """Make the attempt; return what came of it."""
+        exchange = Exchange(response_limit=network.settings.response_limit)
+        try:
+            self._ends_at = min(self._started + network.settings.deadline_seconds, self.delivery.ends_at)
+            network.deadlines.set(self, self._ends_at)
+            connection = yield from self._reach(network)
+            yield from self._converse(network, connection, exchange)
+        except _Unsendable as error:
+            return error.outcome
+        except Interrupted:
+            if not self._has_begun_to_send:
+                return NotSent(reason=NotSentReason.STOPPED)
+            exchange.give_up(AttemptFailure.INTERRUPTED)
+        except DeadlinePassed:
+            if self._ends_at == self.delivery.ends_at and not self._has_begun_to_send:
+                return NotSent(reason=NotSentReason.TIME_IS_UP)
+            exchange.give_up(AttemptFailure.TIMEOUT)
+        except _NoAnswer as error:
+            exchange.give_up(error.failure)
+        except TargetNotAllowedError:
+            exchange.give_up(AttemptFailure.TARGET_NOT_ALLOWED)
+        except OSError as error:
+            if error.errno in _LOCAL_FAULTS and not self._has_begun_to_send:
+                return NotSent(reason=NotSentReason.LOCAL_FAULT, detail=errno.errorcode[error.errno])
+            exchange.give_up(self._meaning_of(error))
+        except Exception as error:
+            # A bug here, or a hook of the host (resolver, signer): this attempt fails, the others go on.
+            log_fault("an attempt failed", error)
+            exchange.give_up(AttemptFailure.INTERNAL)
+        finally:
+            self._leave(network, exchange)
+        return self._answer(network, exchange)
+
+    def broken(self) -> Answer:
+        """Return the outcome of an attempt whose life ended in an exception all the same."""
+        return Answer(status_code=0, time=self._time, duration=timedelta(0), failure=AttemptFailure.INTERNAL)
+
+    # The stages.
+
+    def _reach(self, network: Network) -> Generator[None, None, Connection]:
+        if isinstance(self._request, Exception):
+            raise self._request
+        addresses = yield from self._look_up(network)
+        target = self._target
+        routes = [Route(target.scheme, target.host, target.port, address) for address in addresses]
+        kept = network.kept.take(routes, network.clock.monotonic())
+        if kept is not None:
+            kept.user = self
+            self._connection = kept
+            return kept
+        connection = yield from self._connect(network, routes)
+        if target.scheme == "https":
+            self._stage = AttemptFailure.TLS
+            connection.start_tls(network.settings.ssl_context)
+            while not connection.shake_hands():
+                yield
+        return connection
+
+    def _look_up(self, network: Network) -> Generator[None, None, list[str]]:
+        if self._target.is_literal_address:
+            network.settings.policy.check_target(self._target)
+            return [self._target.host]
+        look_up = LookUp(
+            self._target.host,
+            partial(network.settings.policy.resolve, self.delivery.request.url),
+            partial(network.resume, self),
+        )
+        self._submit_look_up(network, look_up)
+        try:
+            yield
+        except DeadlinePassed:
+            if network.resolver.give_up(look_up):
+                raise _Unsendable(NotSentReason.TIME_IS_UP, "other hosts' look-ups hang") from None
+            raise
+        except Interrupted:
+            network.resolver.give_up(look_up)
+            raise
+        return look_up.result()
+
+    def _submit_look_up(self, network: Network, look_up: LookUp) -> None:
+        try:
+            network.resolver.submit(look_up)
+        except RuntimeError as error:
+            raise _Unsendable(NotSentReason.LOCAL_FAULT, "no thread for a look-up") from error
+
+    def _connect(self, network: Network, routes: Sequence[Route]) -> Generator[None, None, Connection]:
+        """Try the addresses one after the other. Each gets an equal share of the time that is left."""
+        self._stage = AttemptFailure.CONNECT
+        now = network.clock.monotonic()
+        ends_at = min(self._ends_at, now + network.settings.connect_seconds)
+        for left, route in zip(range(len(routes), 0, -1), routes, strict=True):
+            now = network.clock.monotonic()
+            network.deadlines.set(self, ends_at if left == 1 else now + (ends_at - now) / left)
+            try:
+                self._connection = Connection(route, network.selector, self, now)
+                yield
+                self._connection.check_connected()
+            except DeadlinePassed:
+                if network.clock.monotonic() >= self._ends_at:
+                    raise
+            except OSError as error:
+                # For IPv6 "no address available" mostly means that this machine has no IPv6.
+                no_ipv6 = error.errno == errno.EADDRNOTAVAIL and ":" in route.address
+                if error.errno in _LOCAL_FAULTS and not no_ipv6:
+                    raise
+            else:
+                network.deadlines.set(self, self._ends_at)
+                return self._connection
+            self._disconnect()
+        raise _NoAnswer(AttemptFailure.CONNECT)
+
+    def _converse(self, network: Network, connection: Connection, exchange: Exchange) -> Wait:
+        self._stage = AttemptFailure.CONNECTION_LOST
+        if not isinstance(self._request, bytes):
+            raise AssertionError
+        if network.clock.monotonic() > self.delivery.ends_at - _SMALLEST_USEFUL_SECONDS:
+            raise _Unsendable(NotSentReason.TIME_IS_UP)
+        # What is there before the request is no answer to it.
+        self._receive(connection, exchange)
+        unsent = memoryview(self._request)
+        while not exchange.is_over:
+            if unsent:
+                unsent = self._send(connection, exchange, unsent)
+            # Also while sending: a receiver may refuse before it has read everything.
+            connection.watch(selectors.EVENT_READ | selectors.EVENT_WRITE if unsent else selectors.EVENT_READ)
+            yield
+            self._receive(connection, exchange)
+
+    def _send(self, connection: Connection, exchange: Exchange, unsent: memoryview) -> memoryview:
+        """Send what can be sent now; return what is left."""
+        try:
+            sent = connection.send(unsent)
+        except OSError:
+            if not self._has_begun_to_send:
+                raise
+            # Who closes without reading on may have said why. What has come is still to be read.
+            return unsent[len(unsent) :]
+        self._has_begun_to_send |= sent > 0
+        if sent == len(unsent):
+            exchange.request_written()
+        return unsent[sent:]
+
+    def _receive(self, connection: Connection, exchange: Exchange) -> None:
+        data = connection.receive()
+        if data:
+            exchange.receive(data)
+        elif data is not None:
+            exchange.receive_end()
+
+    # The end.
+
+    def _leave(self, network: Network, exchange: Exchange) -> None:
+        try:
+            if self._connection is not None and exchange.is_reusable:
+                network.kept.keep(self._connection, network.clock.monotonic())
+                self._connection = None
+            self._disconnect()
+        except Exception as error:
+            # The answer stands, whatever is wrong with the connection now.
+            log_fault("a connection could not be put away", error)
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _meaning_of(self, error: OSError) -> AttemptFailure:
+        # Also in the middle of an answer: TLS 1.3 refuses a client only after the client's handshake is over.
+        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+            return AttemptFailure.TLS
+        return self._stage
+
+    def _answer(self, network: Network, exchange: Exchange) -> Answer:
+        reply = exchange.reply
+        return Answer(
+            status_code=reply.status_code,
+            response=CallbackData(headers=reply.headers, data=reply.body),
+            time=self._time,
+            duration=self._duration(network),
+            failure=reply.failure,
+            truncated=reply.truncated,
+        )
+
+    def _duration(self, network: Network) -> timedelta:
+        return timedelta(seconds=max(0.0, network.clock.monotonic() - self._started))
+
+
+def log_fault(what: str, error: BaseException) -> None:
+    """Log a fault of ours or of a hook: where it happened, and its type. Its text may quote a header or a body."""
+    places = "".join(traceback.format_tb(error.__traceback__))
+    _log.error("%s: %s at\n%s", what, type(error).__name__, places)

@@ -1,0 +1,276 @@
+"""`HTTPTransport`: what the host sets, and the network thread of this process."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from importlib.metadata import version
+from typing import Final, get_args
+
+from attrs import field, mutable
+from urllib3.util.ssl_ import create_urllib3_context
+
+from callbackq.clock import Clock, SystemClock
+from callbackq.core.delivery import Answer, Delivery, NotSent, NotSentReason, Outcome
+from callbackq.core.models import AttemptFailure
+from callbackq.core.validation import Fault, check_request_headers
+from callbackq.errors import InvalidRequestError
+from callbackq.signing import Signer
+from callbackq.targets import TargetPolicy
+from callbackq.transport.attempt import Attempt, AttemptSettings
+from callbackq.transport.connections import KeptConnections
+from callbackq.transport.loop import NetworkLoop
+from callbackq.transport.protocol import SupportsSubmit, Transport
+from callbackq.transport.request import OrderHeaders, RequestWriter
+
+__all__ = ["HTTPTransport"]
+
+_PUBLIC_INTERNET: Final = TargetPolicy()
+# How much longer than its deadline a blocking send waits before it no longer believes in its network thread.
+_GRACE_SECONDS: Final = 5.0
+
+
+class HTTPTransport(Transport, SupportsSubmit):
+    """
+    Sends requests over HTTP/1.1, many at a time, from one thread.
+
+    An attempt is one request: no redirects, no retries, no proxies from the environment, nothing decoded. Its
+    deadline covers all of it, whatever the receiver does: look-up, connection, TLS, request, head and body. Once the
+    complete head of an answer has come, its status counts, also when the body breaks off.
+
+    A connection is kept for the next request to the same host only after an answer that ended beyond doubt. A
+    request that fails on a kept connection has failed; it is never sent again within the attempt, since the receiver
+    may have it.
+
+    The thread is started by the first attempt and ends with `close`. One object may be used from any number of
+    threads, and after a fork in both processes: the child begins with no connections. What is under way in the
+    parent stays the parent's.
+
+    Args:
+        target_policy: what may be reached. Asked at every attempt, also about a host that was reached before.
+        deadline: the longest time one attempt takes.
+        connect_timeout: the longest time to wait for a TCP connection, for all addresses of a host together.
+        signer: signs every request in the manner of Standard Webhooks.
+        response_limit: how many bytes of an answer's body to read and keep.
+        order_headers: ``"plain"`` sends ``callbackq-queue``, ``-sequence``, ``-attempt`` and ``-token``, by which a
+            receiver drops duplicates and stale copies. The queue id is percent-encoded where it isn't visible
+            ASCII. ``"hashed"`` sends the HMAC-SHA256 under *queue_key* in its place, ``"none"`` leaves all four out.
+        queue_key: the key for ``"hashed"``, at least 16 bytes.
+        user_agent: sent with requests that bring no User-Agent; ``callbackq/`` and the version by default.
+        ssl_context: for receivers' certificates: a CA bundle or a client certificate of your own. It must verify
+            certificates and host names, and not go below TLS 1.2. The system's certificates by default.
+        idle_timeout: how long to keep an unused connection. Zero keeps none, and asks receivers to close.
+        max_connection_age: how long after its beginning a connection may still be used.
+        clock: for deadlines and timestamps. ``Delivery.ends_at`` is a reading of the same clock.
+
+    Raises:
+        InvalidRequestError: with every setting that can't work.
+    """
+
+    def __init__(
+        self,
+        *,
+        target_policy: TargetPolicy = _PUBLIC_INTERNET,
+        deadline: timedelta = timedelta(seconds=15),
+        connect_timeout: timedelta = timedelta(seconds=5),
+        signer: Signer | None = None,
+        response_limit: int = 16384,
+        order_headers: OrderHeaders = "plain",
+        queue_key: bytes = b"",
+        user_agent: str | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        idle_timeout: timedelta = timedelta(seconds=4),
+        max_connection_age: timedelta = timedelta(seconds=60),
+        clock: Clock | None = None,
+    ) -> None:
+        faults = [
+            *_check_target_policy(target_policy),
+            *_check_times(timedelta.resolution, deadline=deadline, connect_timeout=connect_timeout),
+            *_check_times(timedelta(0), idle_timeout=idle_timeout, max_connection_age=max_connection_age),
+            *_check_response_limit(response_limit),
+            *_check_order_headers(order_headers, queue_key),
+            *_check_user_agent(user_agent),
+            *_check_ssl_context(ssl_context),
+        ]
+        if faults:
+            raise InvalidRequestError(faults)
+        self.deadline = deadline
+        self._clock = SystemClock() if clock is None else clock
+        self._writer = RequestWriter(
+            user_agent=f"callbackq/{version('callbackq')}" if user_agent is None else user_agent,
+            order_headers=order_headers,
+            queue_key=queue_key,
+            signer=signer,
+            close=not idle_timeout,
+        )
+        self._settings = AttemptSettings(
+            policy=target_policy,
+            # Now, not at the first need: with all descriptors in use it would quietly come out without certificates.
+            ssl_context=_verifying_ssl_context() if ssl_context is None else ssl_context,
+            deadline_seconds=deadline.total_seconds(),
+            connect_seconds=connect_timeout.total_seconds(),
+            response_limit=response_limit,
+        )
+        self._idle_seconds = idle_timeout.total_seconds()
+        self._max_age_seconds = max_connection_age.total_seconds()
+        # By process id: threads don't survive a fork, and not even a mutex may be taken over, since another thread may
+        # have held it at that moment. What was inherited stays here unused, so that it is never closed or collected.
+        self._presences: dict[int, _Presence] = {}
+
+    def send(self, delivery: Delivery) -> Outcome:
+        """
+        Make one attempt, blocking. See `Transport.send`.
+
+        Not to be called from a callback given to `submit`.
+        """
+        outcomes: list[Outcome] = []
+        is_done = threading.Event()
+
+        def done(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            is_done.set()
+
+        started = self._clock.monotonic()
+        self.submit(delivery, done)
+        if is_done.wait(self._settings.deadline_seconds + _GRACE_SECONDS):
+            return outcomes[0]
+        # The network thread hangs in somebody's callback. It may have sent the request, so this is an attempt.
+        duration = timedelta(seconds=max(0.0, self._clock.monotonic() - started))
+        return Answer(status_code=0, time=self._clock.now(), duration=duration, failure=AttemptFailure.INTERNAL)
+
+    def submit(self, delivery: Delivery, done: Callable[[Outcome], None]) -> None:
+        """
+        Begin an attempt and return at once. See `SupportsSubmit.submit`.
+
+        The request is written and signed here, in the caller's thread. *done* is called from the network thread,
+        which waits for it; or from here, when no network thread can be started.
+        """
+        time = self._clock.now()
+        started = self._clock.monotonic()
+        request: bytes | Exception
+        try:
+            request = self._writer.write(delivery, delivery.request.target, time)
+        except Exception as error:
+            # The signer's secrets come from the host, whose code may raise anything. It is this attempt's failure.
+            request = error
+        attempt = Attempt(delivery, done, request=request, time=time, started=started)
+        presence = self._presence()
+        with presence.mutex:
+            try:
+                if presence.loop is None or not presence.loop.submit(attempt):
+                    presence.loop = self._start_loop()
+                    presence.loop.submit(attempt)
+                return
+            except (OSError, RuntimeError) as error:  # no descriptor or no thread left
+                presence.loop = None
+                fault = type(error).__name__
+        done(NotSent(reason=NotSentReason.LOCAL_FAULT, detail=f"no network thread: {fault}"))
+
+    def interrupt(self, deliveries: Iterable[Delivery]) -> None:
+        """
+        End these attempts at once. See `SupportsSubmit.interrupt`.
+
+        An answer whose head is complete stands: its status is known, and to forget it would make a duplicate.
+        """
+        loop = self._presence().loop
+        if loop is not None:
+            loop.interrupt(deliveries)
+
+    def close(self) -> None:
+        """
+        End all attempts as `interrupt` does, all connections and the thread. The next attempt starts anew.
+
+        All callbacks have been called on return.
+        """
+        presence = self._presence()
+        with presence.mutex:
+            loop, presence.loop = presence.loop, None
+        if loop is not None:
+            loop.stop()
+
+    def __repr__(self) -> str:
+        loop = self._presence().loop
+        return f"<HTTPTransport {0 if loop is None else loop.attempts_under_way} attempts under way>"
+
+    def _presence(self) -> _Presence:
+        process = os.getpid()
+        presence = self._presences.get(process)
+        if presence is None:
+            for inherited in list(self._presences.values()):
+                inherited.abandon()
+            # One step, so that two threads get the same one.
+            presence = self._presences.setdefault(process, _Presence())
+        return presence
+
+    def _start_loop(self) -> NetworkLoop:
+        kept = KeptConnections(idle_timeout=self._idle_seconds, max_age=self._max_age_seconds)
+        loop = NetworkLoop(self._settings, kept, self._clock)
+        loop.start()
+        return loop
+
+
+@mutable(eq=False)
+class _Presence:
+    """A transport in one process."""
+
+    loop: NetworkLoop | None = None
+    # Held while a loop is started and handed over: without it two threads would start one each, or give an attempt to
+    # one that is just being closed.
+    mutex: threading.Lock = field(factory=threading.Lock)
+
+    def abandon(self) -> None:
+        if self.loop is not None:
+            self.loop.abandon()
+
+
+def _verifying_ssl_context() -> ssl.SSLContext:
+    context = create_urllib3_context()
+    context.load_default_certs()
+    context.set_alpn_protocols(["http/1.1"])
+    # A request for it in the middle of an answer could keep the network thread busy.
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    return context
+
+
+def _check_target_policy(policy: object) -> Iterator[Fault]:
+    if not isinstance(policy, TargetPolicy):
+        yield "target_policy", "must be a TargetPolicy"
+
+
+def _check_times(least: timedelta, **times: timedelta) -> Iterator[Fault]:
+    for name, time in times.items():
+        if not isinstance(time, timedelta) or time < least:
+            yield name, f"must be a timedelta {'above zero' if least else 'that is not negative'}"
+
+
+def _check_user_agent(user_agent: str | None) -> Iterator[Fault]:
+    if user_agent is not None:
+        for _, reason in check_request_headers({"User-Agent": user_agent}):
+            yield "user_agent", reason
+
+
+def _check_response_limit(limit: int) -> Iterator[Fault]:
+    if type(limit) is not int or limit < 0:
+        yield "response_limit", "must be a whole number of bytes that is not negative"
+
+
+def _check_order_headers(order_headers: str, queue_key: bytes) -> Iterator[Fault]:
+    if order_headers not in get_args(OrderHeaders):
+        yield "order_headers", "must be 'plain', 'hashed' or 'none'"
+    if order_headers == "hashed" and (not isinstance(queue_key, bytes) or len(queue_key) < 16):
+        yield "queue_key", "must be at least 16 secret bytes: without them hashed queue ids can be guessed"
+
+
+def _check_ssl_context(context: object) -> Iterator[Fault]:
+    if context is None:
+        return
+    if not isinstance(context, ssl.SSLContext):
+        yield "ssl_context", "must be an ssl.SSLContext"
+        return
+    if context.verify_mode is not ssl.CERT_REQUIRED or not context.check_hostname:
+        yield "ssl_context", "must verify certificates and host names; to trust one of your own, load it as a CA"
+    if context.minimum_version < ssl.TLSVersion.TLSv1_2:
+        yield "ssl_context", "must not go below TLS 1.2: set minimum_version"

@@ -1,0 +1,120 @@
+"""
+The bytes of a request: urllib3's connection writes them, into a list instead of a socket.
+
+Only what the callback says goes out, plus the fields that name the callback and its place in the queue, so that a
+receiver can drop duplicates and stale copies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from datetime import datetime
+from typing import Final, Literal
+from urllib.parse import quote
+
+from attrs import frozen
+from urllib3.connection import HTTPConnection
+
+from callbackq.core.delivery import Delivery
+from callbackq.core.url import Target
+from callbackq.signing import Signer
+
+__all__ = ["OrderHeaders", "RequestWriter"]
+
+OrderHeaders = Literal["plain", "hashed", "none"]
+"""What receivers are told about queue and order. See `callbackq.HTTPTransport`."""
+
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+# Visible ASCII except the percent sign itself and what is awkward inside a field value; ``unquote`` restores the rest.
+_PLAIN_IN_QUEUE: Final = "!#$&'()*+,/:;=?@[]~"
+
+
+@frozen(kw_only=True)
+class RequestWriter:
+    """
+    Writes requests.
+
+    Attributes:
+        user_agent: sent unless the callback brings its own.
+        order_headers: whether to send the four ``callbackq-`` fields, and the queue in which form.
+        queue_key: the key with which the queue is hashed.
+        signer: makes the signature; ``None`` sends none.
+        close: ask the receiver to close the connection after its answer.
+    """
+
+    user_agent: str
+    order_headers: OrderHeaders
+    queue_key: bytes
+    signer: Signer | None
+    close: bool
+
+    def write(self, delivery: Delivery, target: Target, now: datetime) -> bytes:
+        """
+        Return head and body of one attempt's request, ready to be sent.
+
+        Raises:
+            Exception: whatever the signer raises.
+        """
+        request = delivery.request
+        body = None if request.method == "GET" else request.post_data.data or b""
+        headers = {"Host": _host_field(target), "Accept-Encoding": "identity"}
+        if self.close:
+            headers["Connection"] = "close"
+        if not any(name.lower() == "user-agent" for name in request.post_data.headers):
+            headers["User-Agent"] = self.user_agent
+        headers |= request.post_data.headers
+        headers |= self._identity(delivery, body or b"", now)
+        headers |= self._order(delivery)
+
+        # urllib3 checks method, path, names and values once more, and decides the framing.
+        connection = HTTPConnection(target.host, target.port)
+        written = _Written()
+        connection.sock = written
+        connection.request(request.method, target.path_and_query, body=body, headers=headers)
+        return b"".join(written.parts)
+
+    def _identity(self, delivery: Delivery, body: bytes, now: datetime) -> dict[str, str]:
+        """What Standard Webhooks asks for. The time is the attempt's, so that receivers may refuse old copies."""
+        timestamp = int(now.timestamp())
+        fields = {"webhook-id": delivery.callback_id, "webhook-timestamp": str(timestamp)}
+        if self.signer is not None:
+            fields["webhook-signature"] = self.signer.sign(delivery.callback_id, timestamp, body)
+        return fields
+
+    def _order(self, delivery: Delivery) -> dict[str, str]:
+        if self.order_headers == "none":
+            return {}
+        fields = {}
+        if queue_id := delivery.request.queue_id:
+            fields["callbackq-queue"] = self._queue_field(queue_id)
+        fields["callbackq-sequence"] = str(delivery.sequence)
+        fields["callbackq-attempt"] = str(delivery.attempt)
+        fields["callbackq-token"] = str(delivery.token)
+        return fields
+
+    def _queue_field(self, queue_id: str) -> str:
+        if self.order_headers == "hashed":
+            return hmac.new(self.queue_key, queue_id.encode(), hashlib.sha256).hexdigest()
+        return quote(queue_id, safe=_PLAIN_IN_QUEUE)
+
+
+def _host_field(target: Target) -> str:
+    host = f"[{target.host}]" if ":" in target.host else target.host
+    return host if target.port == _DEFAULT_PORTS[target.scheme] else f"{host}:{target.port}"
+
+
+class _Written:
+    """Stands where urllib3 expects a socket, and keeps what would have been sent."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+
+    def sendall(self, data: bytes) -> None:
+        self.parts.append(data)
+
+    def settimeout(self, timeout: object) -> None:
+        """Nothing here takes time."""
+
+    def close(self) -> None:
+        """Nothing to give back."""

@@ -1,0 +1,93 @@
+"""Who gets a thread to look names up."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from callbackq.transport.resolver import LookUp, ResolverPool
+
+
+@pytest.fixture
+def pool() -> Iterator[ResolverPool]:
+    pool = ResolverPool()
+    yield pool
+    pool.close()
+
+
+class Held:
+    """A look-up that hangs until it is let go."""
+
+    def __init__(self, host: str) -> None:
+        self.began = threading.Event()
+        self.let_go = threading.Event()
+        self.found = threading.Event()
+        self.look_up = LookUp(host, self._resolve, self.found.set)
+
+    def _resolve(self) -> list[str]:
+        self.began.set()
+        self.let_go.wait(20)
+        return [self.look_up.host]
+
+
+def begin(pool: ResolverPool, *hosts: str) -> list[Held]:
+    held = [Held(host) for host in hosts]
+    for one in held:
+        pool.submit(one.look_up)
+    return held
+
+
+def test_look_ups_handed_over_at_once_get_a_thread_each_also_when_one_is_idle(pool: ResolverPool) -> None:
+    for _ in range(20):
+        [first] = begin(pool, "a")
+        first.let_go.set()
+        assert first.found.wait(10)
+
+        both = begin(pool, "b", "c")
+
+        assert all(one.began.wait(10) for one in both)
+        for one in both:
+            one.let_go.set()
+
+
+def test_third_look_up_of_a_host_begins_when_one_of_its_others_ends(pool: ResolverPool) -> None:
+    first, second, third = begin(pool, "a", "a", "a")
+    assert first.began.wait(10)
+    assert second.began.wait(10)
+    assert not third.began.is_set()
+
+    first.let_go.set()
+
+    assert third.began.wait(10)
+    for one in (second, third):
+        one.let_go.set()
+        assert one.found.wait(10)
+        assert one.look_up.result() == ["a"]
+
+
+def test_look_up_that_was_given_up_never_begins(pool: ResolverPool) -> None:
+    first, second, third, fourth = begin(pool, "a", "a", "a", "a")
+    assert first.began.wait(10)
+    assert second.began.wait(10)
+
+    assert not pool.give_up(third.look_up)
+    first.let_go.set()
+
+    assert fourth.began.wait(10)
+    assert not third.began.is_set()
+    for one in (second, fourth):
+        one.let_go.set()
+
+
+def test_giving_up_tells_whether_other_hosts_held_all_threads(pool: ResolverPool) -> None:
+    held = begin(pool, *(f"hang{number // 2}" for number in range(8)))
+    assert all(one.began.wait(10) for one in held)
+    own, other = begin(pool, "hang0", "innocent")
+
+    assert pool.give_up(other.look_up)
+    assert not pool.give_up(own.look_up)
+    assert not pool.give_up(held[0].look_up)
+    for one in held:
+        one.let_go.set()
