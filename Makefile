@@ -1,0 +1,59 @@
+# What there is to make. `make check` is what must pass for every commit.
+
+PYTHON ?= .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help venv format lint test system conformance cover docs bench demo check build clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv:  ## make .venv with everything for development
+	python3 -m venv .venv
+	.venv/bin/pip install -q -U pip
+	.venv/bin/pip install -q -e . --group dev
+
+format:  ## put all code into its form
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+lint:  ## check form, lint and types
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+	$(PYTHON) -m basedpyright
+
+test:  ## run the tests that need no real processes
+	$(PYTHON) -m pytest -q -m "not system"
+
+system:  ## run the tests with real processes, sockets and kills
+	$(PYTHON) -m pytest -q -m system
+
+conformance:  ## run the suite for stores on those shipped, and on the broken ones it must catch
+	$(PYTHON) -m pytest -q tests/stores tests/conformance
+
+cover:  ## run all tests, and say which branches none of them takes
+	$(PYTHON) -m coverage erase
+	$(PYTHON) -m coverage run -m pytest -q
+	$(PYTHON) -m coverage combine -q
+	$(PYTHON) -m coverage report
+
+docs:  ## build the documentation; warnings are errors
+	$(PYTHON) -m sphinx -q -n -W --keep-going -b html docs docs/_build/html
+	@echo docs/_build/html/index.html
+
+bench:  ## measure sending, acquiring and recording, and a whole drain on this machine
+	$(PYTHON) benchmarks/transport.py
+	$(PYTHON) benchmarks/claim.py
+	$(PYTHON) benchmarks/drain.py
+
+demo:  ## watch the promises hold while a dispatcher is killed
+	$(PYTHON) -m callbackq demo
+
+check: lint test system docs  ## all that must pass for every commit
+
+build:  ## build the sdist and the wheel into dist/
+	$(PYTHON) -m build
+
+clean:  ## remove what the other targets made, but not .venv
+	rm -rf dist docs/_build .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
