@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import json
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from callbackq import CallbackRequest, Dispatcher, HTTPTransport, RetryPhase, SQLiteDataAccess, TargetPolicy
-from callbackq.events import ObservedEvent
+from callbackq.events import EventKind, ObservedEvent
 from callbackq.testing.history import Arrival, History
 
 DEADLINE = timedelta(seconds=1)
@@ -102,9 +103,15 @@ class Receiver:
         await writer.drain()
 
 
-class Silence:
+class TellsWhenItWorks:
+    """Says so on standard output after the first callback was locked: from then on a kill hits something."""
+
+    told = False
+
     def observe(self, event: ObservedEvent) -> None:
-        pass
+        if event.kind is EventKind.LOCKED and not self.told:
+            self.told = True
+            print("working", flush=True)
 
 
 def work(path: Path, machine_name: str) -> None:
@@ -121,7 +128,7 @@ def work(path: Path, machine_name: str) -> None:
             poll_interval=timedelta(milliseconds=50),
             # Kills, not the callbacks, are what abandons these locks, again and again.
             max_abandoned=1_000_000,
-            observer=Silence(),
+            observer=TellsWhenItWorks(),
         )
         signal.signal(signal.SIGTERM, lambda *_: dispatcher.stop())
         threading.Thread(target=lambda: (sys.stdin.read(), dispatcher.stop()), daemon=True).start()
@@ -132,14 +139,17 @@ class Worker:
     def __init__(self, path: Path, machine_name: str) -> None:
         self.machine_name = machine_name
         command = [sys.executable, __file__, "worker", str(path), machine_name]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE)
-        self.ready_at = time.monotonic() + 0.5
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def works(self) -> bool:
+        return bool(select.select([self.process.stdout], [], [], 0)[0])
 
     def end(self, how: signal.Signals) -> None:
         self.process.send_signal(how)
         self.process.wait(timeout=60)
-        if self.process.stdin:
-            self.process.stdin.close()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 @contextmanager
@@ -164,13 +174,14 @@ def storm(options: argparse.Namespace) -> dict[str, object]:
         path = Path(folder) / "storm.db"
         with SQLiteDataAccess(path) as store:
             with workers(path, options.processes) as running:
-                next_end = time.monotonic() + 1.0
+                next_end = time.monotonic()
                 while len(ended) < options.kills:
                     if len(ids) - len(receiver.accepted) < BACKLOG:
                         ids += enqueue(store, receiver.url, chance, options.queues)
                     if time.monotonic() >= next_end:
-                        place = chance.randrange(len(running))
-                        if time.monotonic() >= running[place].ready_at:
+                        working = [place for place, worker in enumerate(running) if worker.works()]
+                        if working:
+                            place = chance.choice(working)
                             running[place].end(how)
                             ended.append(running[place].machine_name)
                             running[place] = Worker(path, f"m{options.processes + len(ended)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from callbackq.testing.conformance import DataAccessConformance
 from callbackq.testing.doubles import FakeClock, RecordingNotifier, ScriptedTransport
 
-__all__ = ["FakeClock", "RecordingNotifier", "ScriptedTransport"]
+__all__ = ["DataAccessConformance", "FakeClock", "RecordingNotifier", "ScriptedTransport"]
