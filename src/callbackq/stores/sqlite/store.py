@@ -1,0 +1,337 @@
+"""`SQLiteDataAccess`: the methods of a store over transactions. Arguments in, operations, results out."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+
+from callbackq.clock import Clock, SystemClock
+from callbackq.core.lifecycle import Action, Transition
+from callbackq.core.models import CallbackAttempt, CallbackLock, CallbackRequest, CallbackState, CallbackStatus
+from callbackq.core.validation import check_callback_id
+from callbackq.dataaccess import (
+    Acquired,
+    AttemptRecord,
+    DataAccess,
+    Durability,
+    Notification,
+    SupportsBackup,
+    SupportsListing,
+    SupportsNotifications,
+    SupportsPurge,
+)
+from callbackq.errors import DataAccessError, InvalidRequestError, LockLostError
+from callbackq.stores.sqlite import file, locking, reading, storing, upkeep
+from callbackq.stores.sqlite.backup import back_up
+from callbackq.stores.sqlite.database import Database
+from callbackq.stores.sqlite.holders import Holders, remove_file
+from callbackq.stores.sqlite.rows import code_of
+from callbackq.stores.sqlite.timeline import TimeLine, instant
+from callbackq.stores.sqlite.transaction import Transaction
+
+__all__ = ["SQLiteDataAccess"]
+
+_LOG = logging.getLogger("callbackq.stores")
+
+_PROBE_INTERVAL_US: Final = 200_000
+_PURGE_BATCH: Final = 250
+_MOST_LOCKS: Final = 10_000
+
+_DURABILITIES: Final = {"power": Durability.POWER, "process": Durability.PROCESS}
+
+_T = TypeVar("_T")
+
+
+class SQLiteDataAccess(DataAccess, SupportsNotifications, SupportsListing, SupportsPurge, SupportsBackup):
+    """
+    Keep callbacks in an SQLite file, for any number of threads and processes on one machine.
+
+    The file is created, readable by its owner only, when it doesn't exist. The application may keep tables of its
+    own in it; ours begin with ``callbackq_``. Concurrent writers of a process share a commit.
+
+    `store_callback_requests` stores all or none. Callbacks whose stored request can't be read any more are passed over
+    when listing, with a line in the log, and raise `DataAccessError` when asked for.
+
+    Args:
+        path: the file. Its directory must exist, on a local disk.
+        clock: where time comes from; the machine's clock by default.
+        durability: ``"power"``: what a call returned for survives the loss of power. ``"process"`` is faster, and
+            survives the death of any process, but the last moments before a loss of power may be lost: callbacks
+            stored then are gone, and those delivered then are sent again.
+        allow_network_fs: use a file on a network file system all the same, with SQLite's slower and sturdier
+            rollback journal, and with wall time as the only clock.
+        busy_timeout: how long a call waits for other writers before it raises `TransientDataAccessError`.
+
+    Raises:
+        InvalidRequestError: *path* is no path of a file, or *durability* none of the two words.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        clock: Clock | None = None,
+        durability: Literal["power", "process"] = "power",
+        allow_network_fs: bool = False,
+        busy_timeout: timedelta = timedelta(seconds=10),
+    ) -> None:
+        if durability not in _DURABILITIES:
+            raise InvalidRequestError([("durability", "must be 'power' or 'process'")])
+        self.durability = _DURABILITIES[durability]
+        self._path = file.checked_path(path)
+        self._clock = clock or SystemClock()
+        self._time = TimeLine(self._clock)
+        self._allow_network_fs = allow_network_fs
+        self._is_local = True
+        self._was_located = False
+        self._database = Database(
+            self._path,
+            locate=self._locate,
+            prepare=self._prepare,
+            forget=self._forget_parent,
+            durable=self.durability is Durability.POWER,
+            busy_timeout=busy_timeout,
+        )
+        self._holders = Holders(self._path)
+        self._next_probe_us = 0
+        self._subscribers: dict[object, Callable[[], None]] = {}
+
+    def __repr__(self) -> str:
+        return f"<SQLiteDataAccess {self._path}>"
+
+    def open(self) -> None:
+        self._database.open()
+
+    def close(self) -> None:
+        if (holder := self._holders.named()) is not None:
+            try:
+                # First: others that find its file unlocked, and the holder named, would take its locks over.
+                self._write(lambda tx, now: tx.run("remove_holder", {"holder": holder}))
+            except DataAccessError as error:
+                _LOG.warning("a store was closed while it could not be written to: %s", error)
+            self._holders.end()
+        self._database.close()
+
+    def now(self) -> datetime:
+        self._database.open()
+        return instant(self._time.now_us())
+
+    # Storing and looking.
+
+    def store_callback_request(self, request: CallbackRequest, *, id: str | None = None) -> CallbackStatus:
+        if id is not None and (faults := [(f"id{path}", reason) for path, reason in check_callback_id(id)]):
+            raise InvalidRequestError(faults)
+        return self._store([(id, request)])[0]
+
+    def store_callback_requests(self, requests: Sequence[CallbackRequest]) -> list[CallbackStatus]:
+        return self._store([(None, request) for request in requests])
+
+    def get_callback_status(self, id: str) -> CallbackStatus:
+        return self._database.read(lambda tx: reading.status_of(tx, reading.find(tx, id).callback))
+
+    def list_callbacks(
+        self, *, state: CallbackState | None = None, queue_id: str | None = None, page_size: int = 100
+    ) -> Iterator[CallbackStatus]:
+        for keys in self._list_keys(state, queue_id):
+            for start in range(0, len(keys), page_size):
+                # All of a page at once: no transaction stays open while the caller looks at it.
+                page = self._database.read(
+                    partial(reading.readable_statuses, callbacks=keys[start : start + page_size])
+                )
+                yield from (status for status in page if state in (None, status.state))
+
+    # Locks.
+
+    def acquire_locks(self, machine_name: str, *, lock_timeout: timedelta, limit: int) -> list[Acquired]:
+        # Refuses a malformed name before anything is written.
+        CallbackLock(acquired=instant(0), timeout=instant(0), machine_name=machine_name)
+        due = self._next_due_us()
+        if limit < 1 or due is None or due > self._time.now_us():
+            self._database.checkpoint_when_idle()
+            return []
+        claims = self._write(
+            partial(
+                locking.claim,
+                machine_name=machine_name,
+                lock_timeout=lock_timeout,
+                limit=min(limit, _MOST_LOCKS),
+                holder=self._holders.own() if self._is_local else None,
+            )
+        )
+        return [locking.acquired(claim) for claim in claims]
+
+    def release_lock(self, acquired: Acquired, *, delay: timedelta = timedelta(0)) -> None:
+        (outcome,) = self._release([(acquired, delay)])
+        if isinstance(outcome, LockLostError):
+            raise outcome
+
+    def release_locks(self, locks: Sequence[tuple[Acquired, timedelta]]) -> None:
+        self._release(locks)
+
+    def record_attempt(self, acquired: Acquired, attempt: CallbackAttempt | None, transition: Transition) -> Transition:
+        (outcome,) = self.record_attempts([AttemptRecord(acquired=acquired, attempt=attempt, transition=transition)])
+        if isinstance(outcome, LockLostError):
+            raise outcome
+        return outcome
+
+    def record_attempts(self, records: Sequence[AttemptRecord]) -> list[Transition | LockLostError]:
+        return self._telling(partial(locking.end_locks, records=records))
+
+    def request_transition(self, id: str, action: Action) -> CallbackStatus:
+        return self._telling(partial(locking.act, id=id, action=action))
+
+    def next_due(self) -> datetime | None:
+        due = self._next_due_us()
+        return None if due is None else instant(due)
+
+    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
+        subscription = object()
+        self._subscribers[subscription] = wake
+
+        def unsubscribe() -> None:
+            self._subscribers.pop(subscription, None)
+
+        return unsubscribe
+
+    # E-mails that are owed.
+
+    def acquire_notifications(self, *, lock_timeout: timedelta, limit: int) -> list[Notification]:
+        def anything_due(transaction: Transaction) -> bool:
+            return bool(transaction.all("due_notifications", now=self._time.now_us(), limit=1))
+
+        # A look costs no place among the writers.
+        if limit < 1 or not self._database.read(anything_due):
+            return []
+        return self._write(
+            partial(upkeep.lease_notifications, lock_timeout=lock_timeout, limit=min(limit, _MOST_LOCKS))
+        )
+
+    def record_notification(self, notification: Notification, *, retry_in: timedelta | None) -> None:
+        self._write(partial(upkeep.settle_notification, notification=notification, retry_in=retry_in))
+
+    # Forgetting and copying.
+
+    def purge(self, *, finished_for: timedelta, limit: int = 1000) -> int:
+        purged = 0
+        while purged < limit:
+            # In small transactions, so that none of them holds up a delivery.
+            batch = min(_PURGE_BATCH, limit - purged)
+            found = self._write(partial(upkeep.purge, finished_for=finished_for, limit=batch))
+            purged += found
+            if found < batch:
+                break
+        return purged
+
+    def backup(self, path: Path) -> None:
+        back_up(self._database, path)
+
+    # Opening.
+
+    def _locate(self) -> bool:
+        kind = file.lies_on_network(self._path)
+        if kind is not None and not self._allow_network_fs:
+            raise file.on_network(self._path, kind)
+        self._is_local = kind is None
+        # Once: a file that vanishes later, with its disk perhaps, must not be replaced by an empty one.
+        if not self._was_located:
+            file.create(self._path)
+            file.warn_of_wal_reset(self._path)
+            self._was_located = True
+        return self._is_local
+
+    def _prepare(self, transaction: Transaction) -> None:
+        """Follow the time line of this boot, or begin one."""
+        _, boot_id, offset_us, latest_us = transaction.all("store")[0]
+        # Machines that share a file share no boot, and so no clock but wall time.
+        present_boot = self._clock.boot_id() if self._is_local else ""
+        if present_boot == boot_id:
+            self._time.follow(offset_us)
+            return
+        offset_us = self._time.offset_of_new_boot_us(latest_us=latest_us) if present_boot else None
+        self._time.follow(offset_us)
+        now = self._time.now_us()
+        transaction.run("begin_boot", {"boot_id": present_boot, "offset_us": offset_us, "now": now})
+        # Whoever held a lock under another boot is no more.
+        transaction.run("end_all_locks", {"now": now})
+        transaction.run("end_all_leases", {"now": now})
+        for (holder,) in transaction.all("holders"):
+            remove_file(self._path, holder)
+        transaction.run("remove_all_holders", {})
+
+    def _forget_parent(self) -> None:
+        self._holders.end()
+        self._next_probe_us = 0
+        self._subscribers.clear()
+
+    # Everyday steps.
+
+    def _write(self, operation: Callable[[Transaction, int], _T]) -> _T:
+        # The time is read when the write lock is held, so that it rises in the order of commits.
+        return self._database.write(lambda transaction: operation(transaction, self._time.now_us()))
+
+    def _telling(self, operation: Callable[[Transaction, int], tuple[_T, bool]]) -> _T:
+        """Write, and hint at what became due. Subscribers are called when nothing is held any more."""
+        result, made_due = self._write(operation)
+        if made_due:
+            for wake in tuple(self._subscribers.values()):
+                wake()
+        return result
+
+    def _store(self, requests: Sequence[tuple[str | None, CallbackRequest]]) -> list[CallbackStatus]:
+        def store(transaction: Transaction, now: int) -> tuple[list[CallbackStatus], bool]:
+            statuses = storing.store(transaction, now, requests)
+            return statuses, any(status.blocked_by is None for status in statuses)
+
+        return self._telling(store)
+
+    def _release(self, locks: Sequence[tuple[Acquired, timedelta]]) -> list[Transition | LockLostError]:
+        records = [
+            AttemptRecord(
+                acquired=acquired, attempt=None, transition=Transition(state=CallbackState.WAITING, delay=delay)
+            )
+            for acquired, delay in locks
+        ]
+        return self._telling(partial(locking.end_locks, records=records, released=True))
+
+    def _list_keys(self, state: CallbackState | None, queue_id: str | None) -> Iterator[list[int]]:
+        code = None if state is None else code_of(state)
+        after = 0
+        if queue_id:
+            while keys := self._database.read(partial(reading.keys_of_queue, name=queue_id, state=code, after=after)):
+                yield keys
+                after = keys[-1]
+            return
+        read_stretch = partial(reading.keys_of_all, state=code, alone=queue_id is not None)
+        while (stretch := self._database.read(partial(read_stretch, after=after))) is not None:
+            yield stretch
+            after += reading.LIST_BATCH
+
+    def _next_due_us(self) -> int | None:
+        self._database.open()
+        self._free_locks_of_the_dead()
+        due: int | None = self._database.read(lambda transaction: transaction.value("next_due"))
+        return due
+
+    def _free_locks_of_the_dead(self) -> None:
+        now = self._time.now_us()
+        if now < self._next_probe_us:
+            return
+        self._next_probe_us = now + _PROBE_INTERVAL_US
+        named = self._database.read(lambda transaction: transaction.all("holders"))
+        dead = self._holders.find_dead(holder for (holder,) in named)
+        if not dead:
+            return
+        try:
+            self._write(partial(upkeep.end_locks_of, dead=[one.holder for one in dead]))
+        except DataAccessError:
+            # Only the fast way is closed for now: their locks end by their timeout, or with the next look.
+            for one in dead:
+                one.let_go()
+        else:
+            for one in dead:
+                one.bury()

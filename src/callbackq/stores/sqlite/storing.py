@@ -1,0 +1,106 @@
+"""Storing callbacks, within one write transaction."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+
+from attrs import define
+
+from callbackq.core.models import CallbackRequest, CallbackStatus
+from callbackq.errors import ConflictError
+from callbackq.stores.sqlite.reading import status_of
+from callbackq.stores.sqlite.rows import Values, request_values
+from callbackq.stores.sqlite.timeline import instant
+from callbackq.stores.sqlite.transaction import Transaction
+
+__all__ = ["store"]
+
+
+@define
+class _Queue:
+    """A queue, as far as storing changes it."""
+
+    key: int
+    tail: int
+    head: str | None
+
+
+def store(
+    transaction: Transaction, now: int, requests: Iterable[tuple[str | None, CallbackRequest]]
+) -> list[CallbackStatus]:
+    """
+    Store callbacks, all or none, in this order.
+
+    Args:
+        transaction: a write transaction.
+        now: the store's time.
+        requests: each with its id, or ``None`` for a new one.
+
+    Raises:
+        ConflictError: an id is stored with another request.
+    """
+    queues: dict[str, _Queue] = {}
+    callbacks: list[Values] = []
+    statuses: list[CallbackStatus] = []
+    key = transaction.value("last_callback")
+    for id, request in requests:
+        if id is not None and (stored := transaction.value("callback_of_id", id=id)) is not None:
+            statuses.append(_unless_other(status_of(transaction, stored), request))
+            continue
+        key += 1
+        id = id or _new_id(now)
+        sequence, head = _join(transaction, queues, request.queue_id, id)
+        queue = queues.get(request.queue_id)
+        callbacks.append(
+            {
+                "callback": key,
+                "id": id,
+                "queue": queue and queue.key,
+                "sequence": sequence,
+                "is_head": int(head is None),
+                "now": now,
+                **request_values(request),
+            }
+        )
+        statuses.append(
+            CallbackStatus(
+                id=id,
+                request=request,
+                queue_id=request.queue_id,
+                sequence=sequence,
+                next_attempt_at=instant(now),
+                blocked_by=head,
+            )
+        )
+    transaction.run_many("add_callback", callbacks)
+    transaction.run_many("add_request", callbacks)
+    transaction.run_many("set_tail", ({"queue": queue.key, "tail": queue.tail} for queue in queues.values()))
+    return statuses
+
+
+def _unless_other(status: CallbackStatus, request: CallbackRequest) -> CallbackStatus:
+    if status.request != request:
+        raise ConflictError(status.id)
+    return status
+
+
+def _join(transaction: Transaction, queues: dict[str, _Queue], name: str, id: str) -> tuple[int, str | None]:
+    """Take the queue's next number, and see who is its head."""
+    if not name:
+        return 1, None
+    queue = queues.get(name)
+    if queue is None:
+        row = transaction.one("queue", name=name)
+        queue = _Queue(*row) if row else _Queue(transaction.add("add_queue", {"name": name}), 0, None)
+        queues[name] = queue
+    queue.tail += 1
+    head = queue.head
+    queue.head = head or id
+    return queue.tail, head
+
+
+def _new_id(now: int) -> str:
+    # Random, behind the time: ids that rise land side by side in the index. All random, each of a million would
+    # write a page of its own there.
+    return f"{now:014x}{secrets.token_hex(9)}"
