@@ -20,7 +20,7 @@ from attrs import frozen
 
 from callbackq.core.lifecycle import Action, Transition
 from callbackq.core.models import CallbackAttempt, CallbackLock, CallbackRequest, CallbackState, CallbackStatus
-from callbackq.errors import LockLostError
+from callbackq.errors import InvalidRequestError, LockLostError
 
 __all__ = [
     "Acquired",
@@ -34,6 +34,7 @@ __all__ = [
     "SupportsNotifications",
     "SupportsPurge",
     "Transition",
+    "ids_for",
 ]
 
 
@@ -263,13 +264,27 @@ class DataAccess(Protocol):
 
     # Derived: right for every store, overridden where a store can do better.
 
-    def store_callback_requests(self, requests: Sequence[CallbackRequest]) -> list[CallbackStatus]:
+    def store_callback_requests(
+        self, requests: Sequence[CallbackRequest], *, ids: Sequence[str | None] | None = None
+    ) -> list[CallbackStatus]:
         """
         Store several callbacks, in this order.
 
-        Not atomic unless a store says so: when it raises, the first few may have been stored.
+        Not atomic unless a store says so: when it raises, the first few may have been stored. Repeating the call with
+        the same *ids* is harmless.
+
+        Args:
+            requests: what to deliver.
+            ids: one for each request, in the same order; ``None`` for new random ones.
+
+        Raises:
+            ConflictError: one of the *ids* is stored with another request.
+            InvalidRequestError: one of the *ids* is malformed, or there are more or fewer of them than requests.
         """
-        return [self.store_callback_request(request) for request in requests]
+        return [
+            self.store_callback_request(request, id=id)
+            for id, request in zip(ids_for(requests, ids), requests, strict=True)
+        ]
 
     def record_attempts(self, records: Sequence[AttemptRecord]) -> list[Transition | LockLostError]:
         """
@@ -411,3 +426,17 @@ class SupportsBackup(Protocol):
         The copy appears under *path* only when it is complete and was checked.
         """
         ...
+
+
+def ids_for(requests: Sequence[CallbackRequest], ids: Sequence[str | None] | None) -> Sequence[str | None]:
+    """
+    Pair requests with ids, for `DataAccess.store_callback_requests`.
+
+    Raises:
+        InvalidRequestError: there are more or fewer ids than requests.
+    """
+    if ids is None:
+        return [None] * len(requests)
+    if len(ids) != len(requests):
+        raise InvalidRequestError([("ids", "must be as many as the requests, in the same order")])
+    return ids

@@ -6,6 +6,7 @@ import os
 import sqlite3
 import stat
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from callbackq.dataaccess import Durability
 from callbackq.errors import DataAccessError, InvalidRequestError, SchemaVersionError, TransientDataAccessError
 from callbackq.stores.sqlite import SQLiteDataAccess
 from callbackq.stores.sqlite.file import carries_wal_reset_bug, network_filesystem
+from callbackq.stores.sqlite.schema import NEWEST_VERSION
 from callbackq.testing.conformance.base import LOCK_TIMEOUT, a_request
 from support.processes import running, sqlite_files
 
@@ -77,6 +79,12 @@ def test_an_unknown_durability_is_refused(path: Path) -> None:
         SQLiteDataAccess(path, durability="none")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("busy_timeout", [timedelta(microseconds=-1), timedelta.max])
+def test_an_absurd_busy_timeout_is_refused(path: Path, busy_timeout: timedelta) -> None:
+    with pytest.raises(InvalidRequestError, match="busy_timeout: must be from 0 to 1 day"):
+        SQLiteDataAccess(path, busy_timeout=busy_timeout)
+
+
 def test_a_missing_directory_is_named_and_not_created(path: Path) -> None:
     store = SQLiteDataAccess(path.parent / "missing" / path.name)
 
@@ -133,7 +141,7 @@ def test_a_database_of_a_newer_release_is_refused_and_left_as_it_is(filled: Path
     with pytest.raises(SchemaVersionError) as refused:
         SQLiteDataAccess(filled).get_callback_status("kept")
 
-    assert (refused.value.found, refused.value.expected) == (99, 1)
+    assert (refused.value.found, refused.value.expected) == (99, NEWEST_VERSION)
     assert sqlite_files(filled) == before
 
 
@@ -150,7 +158,7 @@ def test_the_application_may_keep_its_tables_in_the_same_file(path: Path) -> Non
 
 
 def test_a_file_of_its_own_is_labelled(filled: Path) -> None:
-    assert execute(filled, "PRAGMA user_version", "PRAGMA application_id") == [[(1,)], [(0x63626B71,)]]
+    assert execute(filled, "PRAGMA user_version", "PRAGMA application_id") == [[(NEWEST_VERSION,)], [(0x63626B71,)]]
 
 
 def test_a_file_that_vanished_is_not_replaced_by_an_empty_one(filled: Path) -> None:

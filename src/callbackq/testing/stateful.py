@@ -40,6 +40,9 @@ _Pair = tuple[_Result, _Result]
 _TICK: Final = timedelta(milliseconds=1)
 """Passes before every step, so that nothing falls due, or is due, at the same instant by chance."""
 
+_FEW: Final = 8
+"""So few callbacks that most steps meet one to which something has happened already."""
+
 _queues = st.sampled_from(["", "a", "b"])
 _delays = st.sampled_from([timedelta(0), timedelta(seconds=5), timedelta(seconds=50)])
 _timeouts = st.sampled_from([timedelta(seconds=10), timedelta(seconds=60)])
@@ -79,14 +82,16 @@ class DataAccessComparison(RuleBasedStateMachine):
         """Make another object on what *data_access*, which has been closed, has stored. By default it is used again."""
         return data_access
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(queue_ids=st.lists(_queues, min_size=2, max_size=_FEW))
+    def begin(self, queue_ids: list[str]) -> None:
         self.clock = FakeClock()
         self.reference: DataAccess = InMemoryDataAccess(clock=self.clock)
         self.candidate = self.make_data_access(self.clock)
         self.ids: list[str] = []
         self.locks: list[_Pair[Acquired]] = []
         self.leases: list[_Pair[Notification]] = []
+        for queue_id in queue_ids:
+            self._store_new(queue_id)
 
     def teardown(self) -> None:
         if hasattr(self, "candidate"):
@@ -109,54 +114,70 @@ class DataAccessComparison(RuleBasedStateMachine):
 
     # Applications.
 
-    @rule(queue_id=_queues, mail=st.sampled_from(["", "someone@host.example"]))
-    def store(self, queue_id: str, mail: str) -> None:
-        id = f"callback-{len(self.ids)}"
-        request = a_request(queue_id=queue_id, notification_email_address=mail)
-        self.ids.append(id)
-        self._same_status(self._on_both(lambda store: store.store_callback_request(request, id=id)))
+    @precondition(lambda self: len(self.ids) < _FEW)
+    @rule(queue_id=_queues)
+    def store(self, queue_id: str) -> None:
+        self._store_new(queue_id)
 
-    @precondition(lambda self: self.ids)
     @rule(data=st.data(), queue_id=_queues)
     def store_again(self, data: st.DataObject, queue_id: str) -> None:
-        id = data.draw(st.sampled_from(self.ids))
-        self._same_status(
-            self._on_both(lambda store: store.store_callback_request(a_request(queue_id=queue_id), id=id))
-        )
+        """Store under an id that is taken, or was until it was purged."""
+        self._store(data.draw(st.sampled_from(self.ids)), queue_id)
+
+    def _store_new(self, queue_id: str) -> None:
+        self.ids.append(f"callback-{len(self.ids)}")
+        self._store(self.ids[-1], queue_id)
+
+    def _store(self, id: str, queue_id: str) -> None:
+        request = a_request(queue_id=queue_id, notification_email_address="someone@host.example")
+        self._same_status(self._on_both(lambda store: store.store_callback_request(request, id=id)))
 
     # Dispatchers.
 
+    @precondition(lambda self: self.reference.next_due())
     @rule(lock_timeout=_timeouts, limit=st.integers(1, 4))
     def acquire(self, lock_timeout: timedelta, limit: int) -> None:
+        self._acquire(lock_timeout, limit)
+
+    @precondition(lambda self: self.reference.next_due())
+    @rule(lock_timeout=_timeouts, attempts=st.lists(st.tuples(_attempts, _transitions), min_size=1, max_size=3))
+    def deliver(self, lock_timeout: timedelta, attempts: list[tuple[Any, Transition]]) -> None:
+        """Acquire what is due, and record at once for the first few."""
+        for locks, (attempt, transition) in zip(self._acquire(lock_timeout, limit=3), attempts, strict=False):
+            self._record(locks, attempt, transition)
+
+    def _acquire(self, lock_timeout: timedelta, limit: int) -> list[_Pair[Acquired]]:
         """Acquire until nothing is due: which of those due at the same instant comes first is a store's own choice."""
 
         def acquire_all(store: DataAccess) -> dict[str, Acquired]:
             acquired: list[Acquired] = []
-            while (due := store.next_due()) is not None and due <= store.now():
+            # A call may find only locks whose end finishes their callbacks, and nothing to acquire.
+            for _ in range(2 * len(self.ids)):
                 batch = store.acquire_locks("machine", lock_timeout=lock_timeout, limit=limit)
                 assert len(batch) <= limit, "more were acquired than the limit"
                 acquired += batch
-                assert len(acquired) <= len(self.ids), "a callback was acquired twice, or is due and never acquired"
+                due = store.next_due()
+                if due is None or due > store.now():
+                    break
             return {one.id: one for one in acquired}
 
         expected, actual = self._on_both(acquire_all)
         assert expected.keys() == actual.keys(), "other callbacks were acquired"
-        for pair in ((expected[id], actual[id]) for id in expected):
+        pairs = [(expected[id], actual[id]) for id in sorted(expected)]
+        for pair in pairs:
             self._same(*((_facts(one), _lock(one.lock)) for one in pair))
-            self.locks.append(pair)
+        self.locks += pairs
+        return pairs
 
     @precondition(lambda self: self.locks)
     @rule(data=st.data(), attempt=_attempts, transition=_transitions)
     def record(self, data: st.DataObject, attempt: Any, transition: Transition) -> None:
         """Record under a lock that is live, lost, released or was recorded before."""
-        locks = data.draw(self._any_lock())
-        self._same(
-            *self._on_both(
-                lambda store: (
-                    store.record_attempt(self._own(store, locks), self._dated(attempt, locks), transition).state
-                )
-            )
-        )
+        self._record(data.draw(self._any_lock()), attempt, transition)
+
+    def _record(self, locks: _Pair[Acquired], attempt: Any, transition: Transition) -> None:
+        dated = attempt and evolve(attempt, time=locks[0].lock.acquired)
+        self._same(*self._on_both(lambda store: store.record_attempt(self._own(store, locks), dated, transition).state))
 
     @precondition(lambda self: self.locks)
     @rule(data=st.data(), transitions=st.lists(_transitions, max_size=3))
@@ -164,16 +185,11 @@ class DataAccessComparison(RuleBasedStateMachine):
         several = [(data.draw(self._any_lock()), transition) for transition in transitions]
 
         def record(store: DataAccess) -> list[object]:
-            results = store.record_attempts(
-                [
-                    AttemptRecord(
-                        acquired=self._own(store, locks),
-                        attempt=self._dated(an_attempt(), locks),
-                        transition=transition,
-                    )
-                    for locks, transition in several
-                ]
-            )
+            records = [
+                AttemptRecord(acquired=self._own(store, locks), attempt=None, transition=transition)
+                for locks, transition in several
+            ]
+            results = store.record_attempts(records)
             return [result.state if isinstance(result, Transition) else type(result) for result in results]
 
         self._same(*self._on_both(record))
@@ -186,13 +202,12 @@ class DataAccessComparison(RuleBasedStateMachine):
 
     # Operators.
 
-    @precondition(lambda self: self.ids)
     @rule(data=st.data(), action=st.sampled_from(Action))
     def act(self, data: st.DataObject, action: Action) -> None:
         id = data.draw(st.sampled_from(self.ids))
         self._same_status(self._on_both(lambda store: store.request_transition(id, action)))
 
-    @precondition(lambda self: isinstance(self.candidate, SupportsPurge))
+    @precondition(lambda self: isinstance(self.candidate, SupportsPurge) and self._has_finished())
     @rule(finished_for=_delays)
     def purge(self, finished_for: timedelta) -> None:
         def purge(store: DataAccess) -> int:
@@ -203,7 +218,7 @@ class DataAccessComparison(RuleBasedStateMachine):
 
     # E-mails.
 
-    @precondition(lambda self: isinstance(self.candidate, SupportsNotifications))
+    @precondition(lambda self: isinstance(self.candidate, SupportsNotifications) and self._has_finished())
     @rule(lock_timeout=_timeouts)
     def lease_notifications(self, lock_timeout: timedelta) -> None:
         def lease(store: DataAccess) -> list[Notification]:
@@ -230,8 +245,6 @@ class DataAccessComparison(RuleBasedStateMachine):
 
     @invariant()
     def everything_that_can_be_seen_is_the_same(self) -> None:
-        if not self.ids:
-            return
         self._same(*self._on_both(lambda store: store.now()))
         self._same(*self._on_both(lambda store: store.next_due()))
         expected, actual = self._on_both(self._all)
@@ -251,15 +264,15 @@ class DataAccessComparison(RuleBasedStateMachine):
                 continue
         return statuses
 
+    def _has_finished(self) -> bool:
+        return any(not status.state.is_open for status in self._all(self.reference))
+
     def _any_lock(self) -> st.SearchStrategy[_Pair[Acquired]]:
         # The latest ones are likely to be live.
         return st.sampled_from(self.locks[-3:]) | st.sampled_from(self.locks)
 
     def _own(self, store: DataAccess, pair: _Pair[_Result]) -> _Result:
         return pair[0] if store is self.reference else pair[1]
-
-    def _dated(self, attempt: Any, locks: _Pair[Acquired]) -> Any:
-        return attempt and evolve(attempt, time=locks[0].lock.acquired)
 
     def _on_both(self, operation: Callable[[DataAccess], _Result]) -> _Pair[_Result]:
         """Do the same to both, a moment later than all before; both must return, or raise the same."""

@@ -41,8 +41,11 @@ def migrate(transaction: Transaction) -> None:
     version = check_version(transaction)
     if version == NEWEST_VERSION:
         return
-    if version == 0 and not transaction.value("other_tables"):
-        # For tools that look at files. A database the application keeps tables in is not ours to label.
+    # For tools that look at files. A database that the application keeps tables in is not ours to label.
+    is_ours = (
+        transaction.value("application_id") == _APPLICATION_ID if version else not transaction.value("other_tables")
+    )
+    if is_ours:
         transaction.script([f"PRAGMA application_id = {_APPLICATION_ID}", f"PRAGMA user_version = {NEWEST_VERSION}"])
     for statements in _MIGRATIONS[version:]:
         transaction.script(statements)

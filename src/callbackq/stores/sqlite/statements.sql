@@ -12,6 +12,10 @@ SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'callbackq_st
 -- SQLite's own catalogue: a handful of rows.
 SELECT count(*) FROM sqlite_master WHERE name NOT LIKE 'callbackq%' AND name NOT LIKE 'sqlite%';
 
+-- name: application_id
+-- The file's header.
+PRAGMA application_id;
+
 -- name: store
 -- By key, one row.
 SELECT schema_version, boot_id, offset_us, latest FROM callbackq_store WHERE one = 1;

@@ -24,6 +24,7 @@ from callbackq.dataaccess import (
     SupportsListing,
     SupportsNotifications,
     SupportsPurge,
+    ids_for,
 )
 from callbackq.errors import DataAccessError, InvalidRequestError, LockLostError
 from callbackq.stores.sqlite import file, locking, reading, storing, upkeep
@@ -41,6 +42,7 @@ _LOG = logging.getLogger("callbackq.stores")
 _PROBE_INTERVAL_US: Final = 200_000
 _PURGE_BATCH: Final = 250
 _MOST_LOCKS: Final = 10_000
+_LONGEST_BUSY_TIMEOUT: Final = timedelta(days=1)
 
 _DURABILITIES: Final = {"power": Durability.POWER, "process": Durability.PROCESS}
 
@@ -52,10 +54,14 @@ class SQLiteDataAccess(DataAccess, SupportsNotifications, SupportsListing, Suppo
     Keep callbacks in an SQLite file, for any number of threads and processes on one machine.
 
     The file is created, readable by its owner only, when it doesn't exist. The application may keep tables of its
-    own in it; ours begin with ``callbackq_``. Concurrent writers of a process share a commit.
+    own in it; ours begin with ``callbackq_``.
 
-    `store_callback_requests` stores all or none. Callbacks whose stored request can't be read any more are passed over
-    when listing, with a line in the log, and raise `DataAccessError` when asked for.
+    * Threads that write at the same time share a commit. `store_callback_requests` stores all or none.
+    * Locks of a process that died are free for others at their next look, some 0.2 s later at most; those of a process
+      that is frozen, and those of a store that was closed, when they time out.
+    * Subscribers hear of what becomes due by this object. What other objects and processes do is found by polling.
+    * A callback whose stored request can't be read any more is acquired without a request, passed over by listings with
+      a line in the log, and raises `DataAccessError` when asked for.
 
     Args:
         path: the file. Its directory must exist, on a local disk.
@@ -68,7 +74,8 @@ class SQLiteDataAccess(DataAccess, SupportsNotifications, SupportsListing, Suppo
         busy_timeout: how long a call waits for other writers before it raises `TransientDataAccessError`.
 
     Raises:
-        InvalidRequestError: *path* is no path of a file, or *durability* none of the two words.
+        InvalidRequestError: *path* is no path of a file, *durability* neither of the two words, or *busy_timeout* not
+            from 0 to 1 day.
     """
 
     def __init__(
@@ -82,6 +89,8 @@ class SQLiteDataAccess(DataAccess, SupportsNotifications, SupportsListing, Suppo
     ) -> None:
         if durability not in _DURABILITIES:
             raise InvalidRequestError([("durability", "must be 'power' or 'process'")])
+        if not timedelta(0) <= busy_timeout <= _LONGEST_BUSY_TIMEOUT:
+            raise InvalidRequestError([("busy_timeout", "must be from 0 to 1 day")])
         self.durability = _DURABILITIES[durability]
         self._path = file.checked_path(path)
         self._clock = clock or SystemClock()
@@ -124,12 +133,15 @@ class SQLiteDataAccess(DataAccess, SupportsNotifications, SupportsListing, Suppo
     # Storing and looking.
 
     def store_callback_request(self, request: CallbackRequest, *, id: str | None = None) -> CallbackStatus:
-        if id is not None and (faults := [(f"id{path}", reason) for path, reason in check_callback_id(id)]):
-            raise InvalidRequestError(faults)
+        _check_ids("id", [id])
         return self._store([(id, request)])[0]
 
-    def store_callback_requests(self, requests: Sequence[CallbackRequest]) -> list[CallbackStatus]:
-        return self._store([(None, request) for request in requests])
+    def store_callback_requests(
+        self, requests: Sequence[CallbackRequest], *, ids: Sequence[str | None] | None = None
+    ) -> list[CallbackStatus]:
+        pairs = list(zip(ids_for(requests, ids), requests, strict=True))
+        _check_ids("ids", [id for id, _ in pairs])
+        return self._store(pairs)
 
     def get_callback_status(self, id: str) -> CallbackStatus:
         return self._database.read(lambda tx: reading.status_of(tx, reading.find(tx, id).callback))
@@ -335,3 +347,14 @@ class SQLiteDataAccess(DataAccess, SupportsNotifications, SupportsListing, Suppo
         else:
             for one in dead:
                 one.bury()
+
+
+def _check_ids(name: str, ids: Sequence[str | None]) -> None:
+    faults = [
+        (name if name == "id" else f"{name}[{index}]", reason)
+        for index, id in enumerate(ids)
+        if id is not None
+        for _, reason in check_callback_id(id)
+    ]
+    if faults:
+        raise InvalidRequestError(faults)

@@ -43,10 +43,11 @@ def store(
     queues: dict[str, _Queue] = {}
     callbacks: list[Values] = []
     statuses: list[CallbackStatus] = []
+    added: dict[str, CallbackStatus] = {}
     key = transaction.value("last_callback")
     for id, request in requests:
-        if id is not None and (stored := transaction.value("callback_of_id", id=id)) is not None:
-            statuses.append(_unless_other(status_of(transaction, stored), request))
+        if id is not None and (earlier := added.get(id) or _find(transaction, id)) is not None:
+            statuses.append(_unless_other(earlier, request))
             continue
         key += 1
         id = id or _new_id(now)
@@ -63,20 +64,24 @@ def store(
                 **request_values(request),
             }
         )
-        statuses.append(
-            CallbackStatus(
-                id=id,
-                request=request,
-                queue_id=request.queue_id,
-                sequence=sequence,
-                next_attempt_at=instant(now),
-                blocked_by=head,
-            )
+        added[id] = CallbackStatus(
+            id=id,
+            request=request,
+            queue_id=request.queue_id,
+            sequence=sequence,
+            next_attempt_at=instant(now),
+            blocked_by=head,
         )
+        statuses.append(added[id])
     transaction.run_many("add_callback", callbacks)
     transaction.run_many("add_request", callbacks)
     transaction.run_many("set_tail", ({"queue": queue.key, "tail": queue.tail} for queue in queues.values()))
     return statuses
+
+
+def _find(transaction: Transaction, id: str) -> CallbackStatus | None:
+    callback = transaction.value("callback_of_id", id=id)
+    return None if callback is None else status_of(transaction, callback)
 
 
 def _unless_other(status: CallbackStatus, request: CallbackRequest) -> CallbackStatus:

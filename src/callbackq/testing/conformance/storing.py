@@ -21,7 +21,7 @@ from callbackq.core.models import (
     RetryPhase,
 )
 from callbackq.dataaccess import Action, Durability
-from callbackq.errors import ConflictError, LockLostError
+from callbackq.errors import ConflictError, InvalidRequestError, LockLostError
 from callbackq.testing.conformance.base import (
     LOCK_TIMEOUT,
     MOMENT,
@@ -259,6 +259,35 @@ class Idempotent(Conformance):
 
         assert again == delivered, "repeating the call must return the callback as it stands"
         assert self.acquire() == [], "repeating the call must not deliver the callback again"
+
+    def test_repeating_a_batch_with_its_ids_stores_each_callback_once(self) -> None:
+        """Repeating store_callback_requests() with the same ids is harmless, also when a first call came half way."""
+        requests = [evolve(self.request, application_id=str(number)) for number in range(3)]
+        self.store.store_callback_request(requests[0], id="a")
+
+        first = self.store.store_callback_requests(requests, ids=["a", "b", "c"])
+        again = self.store.store_callback_requests(requests, ids=["a", "b", "c"])
+
+        assert [status.id for status in first] == ["a", "b", "c"], "the given ids must be used, in their order"
+        assert again == first, "repeating the batch must return the stored callbacks"
+        assert self.status(self.stored("queue")).sequence == 4, "a repeated batch must use up no number"
+
+    def test_an_id_that_comes_twice_in_a_batch_is_one_callback(self) -> None:
+        """One id, one callback, also within a batch."""
+        requests = [self.request, evolve(self.request)]
+
+        statuses = self.store.store_callback_requests(requests, ids=["same", "same"])
+
+        assert [status.id for status in statuses] == ["same", "same"], "both must name the one callback"
+        assert [one.id for one in self.acquire()] == ["same"], "it must be stored once"
+        with raises(ConflictError, "other content under an id of the same batch"):
+            self.store.store_callback_requests([self.request, evolve(self.request, queue_id="x")], ids=["y", "y"])
+
+    def test_ids_that_do_not_match_the_batch_are_refused(self) -> None:
+        """InvalidRequestError: an id is malformed, or there are more or fewer ids than requests."""
+        for ids in (["a"], ["a", "b", "c"], ["good", "bad.dot"]):
+            with raises(InvalidRequestError, f"the ids {ids} for two requests"):
+                self.store.store_callback_requests([self.request, self.request], ids=ids)
 
     def test_other_content_under_the_same_id_is_refused(self) -> None:
         """ConflictError: the id is stored with another request."""
