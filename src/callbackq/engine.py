@@ -22,7 +22,7 @@ from typing import Final
 from attrs import frozen, mutable
 
 from callbackq.clock import Clock
-from callbackq.core.delivery import Answer, Delivery, NotSentReason, Outcome
+from callbackq.core.delivery import Answer, Delivery, NotSent, NotSentReason, Outcome
 from callbackq.core.fairness import Admission, HostLimits
 from callbackq.core.lifecycle import Transition, abandon, after_attempt
 from callbackq.core.models import AttemptFailure, CallbackAttempt, CallbackState, FailedReason
@@ -176,14 +176,15 @@ class Engine:
 
     def _end_delivery(self, slot: Slot, outcome: Outcome) -> None:
         slot.delivery = None
-        if isinstance(outcome, Answer):
-            self._sending.failures = 0
-            slot.answer = outcome
-            self.recorder.record(slot)
-        else:
+        if isinstance(outcome, NotSent):
             self.recorder.release(slot)
             if outcome.reason is NotSentReason.LOCAL_FAULT:
                 self._rest_after_local_fault(outcome.detail)
+        else:
+            self._sending.failures = 0
+            # A user's transport may return anything; what is no answer is a fault of its own.
+            slot.answer = outcome if isinstance(outcome, Answer) else self._internal_failure()
+            self.recorder.record(slot)
         follower = self._hosts.end(slot.host, slot, self._clock.monotonic())
         if follower is not None:
             self._send(follower)
@@ -302,10 +303,10 @@ class Engine:
         except Exception:
             # A user's transport; the callback must not stay locked without anybody working on it.
             _log.exception("the transport raised on submit")
-            failed = Answer(
-                status_code=0, time=self._clock.now(), duration=timedelta(0), failure=AttemptFailure.INTERNAL
-            )
-            self.inbox.put((slot, failed))
+            self.inbox.put((slot, self._internal_failure()))
+
+    def _internal_failure(self) -> Answer:
+        return Answer(status_code=0, time=self._clock.now(), duration=timedelta(0), failure=AttemptFailure.INTERNAL)
 
     def _clear_lines(self, *, everybody: bool) -> None:
         now = self._clock.monotonic()

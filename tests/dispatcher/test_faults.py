@@ -179,6 +179,20 @@ def test_a_transport_that_raises_makes_an_attempt_that_failed_with_internal(
     assert attempt.failure is AttemptFailure.INTERNAL
 
 
+def test_a_transport_that_returns_nonsense_makes_an_attempt_that_failed_with_internal(
+    store: InMemoryDataAccess, clock: FakeClock, build: Build
+) -> None:
+    class Odd(ScriptedTransport):
+        def send(self, delivery: Delivery) -> None:  # type: ignore[override]
+            super().send(delivery)
+
+    id = store.store_callback_request(a_request()).id
+
+    build(transport=Odd(clock=clock)).run_until_idle()
+
+    assert store.get_callback_status(id).attempts[0].failure is AttemptFailure.INTERNAL
+
+
 def test_a_transport_that_raises_on_submit_makes_an_attempt_that_failed_with_internal(
     store: InMemoryDataAccess, build: Build, transport: HeldTransport
 ) -> None:

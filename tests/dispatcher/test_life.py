@@ -243,6 +243,22 @@ def test_a_store_that_cannot_be_opened_is_an_error_at_start_and_leaves_it_starta
     dispatcher.start()
 
 
+def test_a_machine_without_threads_left_is_an_error_at_start_and_leaves_it_startable(
+    clock: FakeClock, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    dispatcher = build(transport=ScriptedTransport(clock=clock))
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="thread"):
+            dispatcher.start()
+    assert dispatcher.health().state == "stopped"
+
+    dispatcher.start()
+
+
 def test_run_until_idle_says_when_it_ran_out_of_time(
     store: InMemoryDataAccess, build: Build, transport: HeldTransport
 ) -> None:
