@@ -251,8 +251,9 @@ class Database:
         """
         Do what other connections may keep from being done for a moment.
 
-        Waits are short, random and growing. SQLite's own handler waits 1, 2, 5, 10 … ms, the same in all processes:
-        two that wrote without pause stored 1.3 to 1.5 times as much this way, and more evenly.
+        Waits are short, random and growing. SQLite's own handler waits 1, 2, 5, 10 … ms, the same in all processes.
+        Measured with two and with four processes that write without pause: as many writes with either, but the longest
+        wait was 0.1 to 0.5 s this way, 0.5 to 1.9 s with SQLite's.
         """
         try:
             return action()

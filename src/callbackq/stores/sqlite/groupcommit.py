@@ -46,6 +46,7 @@ class Ticket:
         result: what it returned.
         error: what to raise in its caller instead.
         alone: the caller wants the turn for itself, and has nothing to run.
+        waits: it stands in the queue.
         leads: it is the caller's turn to run the operations of all.
         gate: opens when the caller leads or has been served.
     """
@@ -54,6 +55,7 @@ class Ticket:
     result: Any = None
     error: Exception | None = None
     alone: bool = False
+    waits: bool = False
     leads: bool = False
     gate: threading.Lock = field(factory=_closed_gate)
 
@@ -95,9 +97,12 @@ class GroupCommit:
             Exception: what the operation raised, or what befell the transaction.
         """
         ticket = Ticket(operation)
-        self._await_turn(ticket)
-        if ticket.leads:
-            self._lead(ticket)
+        try:
+            self._await_turn(ticket)
+            if ticket.leads:
+                self._lead(ticket)
+        finally:
+            self._leave(ticket)
         if ticket.error is not None:
             raise ticket.error
         result: _T = ticket.result
@@ -105,7 +110,12 @@ class GroupCommit:
 
     def pause(self) -> None:
         """Keep all operations waiting until `resume`. Raises TransientDataAccessError as `run` does."""
-        self._await_turn(Ticket(_nothing, alone=True))
+        ticket = Ticket(_nothing, alone=True)
+        try:
+            self._await_turn(ticket)
+        except BaseException:
+            self._leave(ticket)
+            raise
 
     def resume(self) -> None:
         """Let the next caller have its turn."""
@@ -113,7 +123,7 @@ class GroupCommit:
             if not self._waiting:
                 self._has_leader = False
                 return
-            successor = self._waiting.popleft()
+            successor = self._take_first()
             successor.leads = True
         successor.gate.release()
 
@@ -133,33 +143,20 @@ class GroupCommit:
                 self._has_leader = ticket.leads = True
                 return
             self._waiting.append(ticket)
-        try:
-            while not ticket.gate.acquire(timeout=self._patience_seconds):
-                if self._withdraw(ticket):
-                    raise TransientDataAccessError(
-                        f"another write to this store has taken more than {self._patience_seconds:g} s"
-                    )
-                # Its transaction is under way: only its end tells what has become of the operation.
-        except BaseException:
-            # An interrupt must not take the leadership with it, or everybody would wait for ever.
-            if not self._withdraw(ticket) and ticket.leads:
-                self.resume()
-            raise
-
-    def _withdraw(self, ticket: Ticket) -> bool:
-        with self._mutex:
-            try:
-                self._waiting.remove(ticket)
-            except ValueError:
-                return False
-            return True
+            ticket.waits = True
+        while not ticket.gate.acquire(timeout=self._patience_seconds):
+            if self._withdraw(ticket):
+                raise TransientDataAccessError(
+                    f"another write to this store has taken more than {self._patience_seconds:g} s"
+                )
+            # Its transaction is under way: only its end tells what has become of the operation.
 
     def _lead(self, own: Ticket) -> None:
         group = [own]
         try:
             with self._mutex:
                 while len(group) < MAX_GROUP and self._waiting and not self._waiting[0].alone:
-                    group.append(self._waiting.popleft())
+                    group.append(self._take_first())
             self._run_group(group)
         except BaseException:
             # The leader's thread was interrupted: its followers' threads live on and must be told.
@@ -171,7 +168,25 @@ class GroupCommit:
         finally:
             for ticket in group[1:]:
                 ticket.gate.release()
-            try:
-                self._afterwards()
-            finally:
-                self.resume()
+            self._afterwards()
+
+    def _leave(self, ticket: Ticket) -> None:
+        """Step back, whatever happened: a turn that an interrupted thread took with it would stop everybody."""
+        if ticket.leads:
+            self.resume()
+        elif ticket.waits:
+            self._withdraw(ticket)
+
+    def _withdraw(self, ticket: Ticket) -> bool:
+        """Take a ticket out of the queue, unless somebody has taken it to run it."""
+        with self._mutex:
+            if not ticket.waits:
+                return False
+            self._waiting.remove(ticket)
+            ticket.waits = False
+            return True
+
+    def _take_first(self) -> Ticket:
+        ticket = self._waiting.popleft()
+        ticket.waits = False
+        return ticket
