@@ -13,10 +13,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
+import multiprocessing
+import os
 import random
-import select
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -25,6 +26,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from callbackq import CallbackRequest, Dispatcher, HTTPTransport, RetryPhase, SQLiteDataAccess, TargetPolicy
@@ -104,18 +106,21 @@ class Receiver:
 
 
 class TellsWhenItWorks:
-    """Says so on standard output after the first callback was locked: from then on a kill hits something."""
+    """Says so after the first callback was locked: from then on a kill hits something."""
 
-    told = False
+    def __init__(self, storm: Connection) -> None:
+        self._storm = storm
+        self._told = False
 
     def observe(self, event: ObservedEvent) -> None:
-        if event.kind is EventKind.LOCKED and not self.told:
-            self.told = True
-            print("working", flush=True)
+        if event.kind is EventKind.LOCKED and not self._told:
+            self._told = True
+            self._storm.send("working")
 
 
-def work(path: Path, machine_name: str) -> None:
-    """Dispatch until told to stop, or until the storm itself is gone (its end of our standard input closes)."""
+def work(path: Path, machine_name: str, storm: Connection) -> None:
+    """Dispatch until told to stop, or until the storm itself is gone (its end of the pipe closes)."""
+    logging.getLogger("callbackq.stores").setLevel(logging.ERROR)
     transport = HTTPTransport(target_policy=TargetPolicy(allow=["127.0.0.0/8"]), deadline=DEADLINE)
     with SQLiteDataAccess(path) as store:
         dispatcher = Dispatcher(
@@ -128,28 +133,36 @@ def work(path: Path, machine_name: str) -> None:
             poll_interval=timedelta(milliseconds=50),
             # Kills, not the callbacks, are what abandons these locks, again and again.
             max_abandoned=1_000_000,
-            observer=TellsWhenItWorks(),
+            observer=TellsWhenItWorks(storm),
         )
         signal.signal(signal.SIGTERM, lambda *_: dispatcher.stop())
-        threading.Thread(target=lambda: (sys.stdin.read(), dispatcher.stop()), daemon=True).start()
+        threading.Thread(target=lambda: (storm.poll(None), dispatcher.stop()), daemon=True).start()
         dispatcher.run()
 
 
+# Forked from a process that has imported everything and opened nothing: a new dispatcher costs milliseconds.
+_PROCESSES = multiprocessing.get_context("forkserver")
+
+
 class Worker:
+    """A dispatcher process, and our end of a pipe to it."""
+
     def __init__(self, path: Path, machine_name: str) -> None:
         self.machine_name = machine_name
-        command = [sys.executable, __file__, "worker", str(path), machine_name]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._pipe, theirs = _PROCESSES.Pipe()
+        self._process = _PROCESSES.Process(target=work, args=(path, machine_name, theirs))
+        self._process.start()
+        theirs.close()
 
     def works(self) -> bool:
-        return bool(select.select([self.process.stdout], [], [], 0)[0])
+        return self._pipe.poll()
 
     def end(self, how: signal.Signals) -> None:
-        self.process.send_signal(how)
-        self.process.wait(timeout=60)
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
+        if self._process.pid is not None:
+            os.kill(self._process.pid, how)
+        self._process.join(60)
+        self._process.close()
+        self._pipe.close()
 
 
 @contextmanager
@@ -234,9 +247,7 @@ def enqueue(store: SQLiteDataAccess, url: str, chance: random.Random, queues: in
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["worker"]:
-        work(Path(sys.argv[2]), sys.argv[3])
-        return 0
+    _PROCESSES.set_forkserver_preload(["callbackq", "callbackq.testing.history"])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--processes", type=int, default=3)

@@ -5,13 +5,24 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from hypothesis import HealthCheck, settings
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
 
 from callbackq.dataaccess import DataAccess
-from callbackq.stores.memory import InMemoryDataAccess
 from callbackq.stores.sqlite import SQLiteDataAccess
 from callbackq.testing import FakeClock
 from callbackq.testing.stateful import DataAccessComparison
+from conformance import mutants
+
+SETTINGS = settings(
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 
 
 class SQLiteComparison(DataAccessComparison):
@@ -24,25 +35,46 @@ class SQLiteComparison(DataAccessComparison):
 
     def teardown(self) -> None:
         super().teardown()
-        if hasattr(self, "directory"):
-            self.directory.cleanup()
-
-
-class ReferenceComparison(DataAccessComparison):
-    """The reference agrees with itself: what the machine compares depends on nothing but the operations."""
-
-    def make_data_access(self, clock: FakeClock) -> DataAccess:
-        return InMemoryDataAccess(clock=clock)
+        self.directory.cleanup()
 
 
 TestSQLite = SQLiteComparison.TestCase
-TestSQLite.settings = settings(
-    max_examples=60,
-    stateful_step_count=40,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow],
+TestSQLite.settings = SETTINGS
+
+
+def comparison_of(kind: type[mutants.Sturdy]) -> type[DataAccessComparison]:
+    class Comparison(DataAccessComparison):
+        def make_data_access(self, clock: FakeClock) -> DataAccess:
+            return kind(clock=clock)
+
+        def reopen(self, data_access: DataAccess, clock: FakeClock) -> DataAccess:
+            assert isinstance(data_access, kind)
+            return data_access.reopened(clock)
+
+    return Comparison
+
+
+def test_the_reference_agrees_with_itself() -> None:
+    run_state_machine_as_test(comparison_of(mutants.Sturdy), settings=settings(SETTINGS, max_examples=20))
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        mutants.CountsAbandonedLocksAsAttempts,
+        mutants.ForgetsLateAcceptances,
+        mutants.FreesNumbers,
+        mutants.IgnoresHolds,
+        mutants.LetsANewHeadQueueUpAgain,
+        mutants.LosesTheEmail,
+        mutants.RecordsUnderAnyLock,
+        mutants.RedeliversInPlaceAlways,
+        mutants.TellsTheWallTime,
+    ],
 )
-TestReference = ReferenceComparison.TestCase
-TestReference.settings = settings(TestSQLite.settings, max_examples=20)
+def test_a_store_that_behaves_otherwise_is_noticed(mutant: type[mutants.Sturdy]) -> None:
+    # The first sequence that shows it will do: nobody is going to read the shortest.
+    found = settings(SETTINGS, max_examples=1000, phases=[Phase.generate])
+
+    with pytest.raises((AssertionError, LookupError)):
+        run_state_machine_as_test(comparison_of(mutant), settings=found)

@@ -219,8 +219,10 @@ class DataAccessComparison(RuleBasedStateMachine):
     # E-mails.
 
     @precondition(lambda self: isinstance(self.candidate, SupportsNotifications) and self._has_finished())
-    @rule(lock_timeout=_timeouts)
-    def lease_notifications(self, lock_timeout: timedelta) -> None:
+    @rule(lock_timeout=_timeouts, retries=st.lists(st.none() | _delays, max_size=2))
+    def pay_debts(self, lock_timeout: timedelta, retries: list[timedelta | None]) -> None:
+        """Lease what is owed, and end the first few leases at once."""
+
         def lease(store: DataAccess) -> list[Notification]:
             assert isinstance(store, SupportsNotifications)
             leased = store.acquire_notifications(lock_timeout=lock_timeout, limit=1000)
@@ -228,13 +230,18 @@ class DataAccessComparison(RuleBasedStateMachine):
 
         expected, actual = self._on_both(lease)
         self._same(*([(one.callback_id, one.email_address, one.tries) for one in each] for each in (expected, actual)))
-        self.leases += zip(expected, actual, strict=True)
+        leases = list(zip(expected, actual, strict=True))
+        self.leases += leases
+        for lease_of_both, retry_in in zip(leases, retries, strict=False):
+            self._end_lease(lease_of_both, retry_in)
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data(), retry_in=st.none() | _delays)
-    def end_lease(self, data: st.DataObject, retry_in: timedelta | None) -> None:
-        leases = data.draw(st.sampled_from(self.leases))
+    def end_any_lease(self, data: st.DataObject, retry_in: timedelta | None) -> None:
+        """End a lease that is live, lost or was ended before."""
+        self._end_lease(data.draw(st.sampled_from(self.leases)), retry_in)
 
+    def _end_lease(self, leases: _Pair[Notification], retry_in: timedelta | None) -> None:
         def end(store: DataAccess) -> None:
             assert isinstance(store, SupportsNotifications)
             store.record_notification(self._own(store, leases), retry_in=retry_in)
