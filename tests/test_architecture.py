@@ -40,6 +40,8 @@ RANKS = {
     "transport": 7,
     "stores": 7,
     "outbox": 7,
+    "settings": 6,
+    "judging": 7,
     "reporting": 7,
     "recorder": 8,
     "engine": 9,

@@ -34,7 +34,7 @@ def test_an_event_becomes_one_line_with_all_it_knows(caplog: pytest.LogCaptureFi
         "retry scheduled: callback='c-1' queue='HONDA' sequence=3 application='shop' attempt=2 status=503 "
         "duration=0.040s next_in=10.000s machine='one'"
     )
-    assert record.levelno == logging.WARNING
+    assert record.levelno == logging.INFO
     assert record.callbackq_event is event  # type: ignore[attr-defined]
 
 

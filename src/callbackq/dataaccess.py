@@ -9,18 +9,19 @@ else a store can do, it offers through the small ``Supports…`` protocols below
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import IntEnum
-from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from os import PathLike
+from types import MappingProxyType, TracebackType
+from typing import Final, Literal, Protocol, Self, runtime_checkable
 
 from attrs import frozen
 
 from callbackq.core.lifecycle import Action, Transition
 from callbackq.core.models import CallbackAttempt, CallbackLock, CallbackRequest, CallbackState, CallbackStatus
-from callbackq.errors import InvalidRequestError, LockLostError
+from callbackq.core.validation import Check, Fault, check_callback_id, check_duration, check_text, refuse
+from callbackq.errors import LockLostError
 
 __all__ = [
     "Acquired",
@@ -34,6 +35,7 @@ __all__ = [
     "SupportsNotifications",
     "SupportsPurge",
     "Transition",
+    "check_arguments",
     "ids_for",
 ]
 
@@ -64,6 +66,8 @@ class Acquired:
         lock: the new, live lock.
         attempts_made: counted attempts since the callback was stored or redelivered.
         abandoned: locks that timed out in a row, without a result in between, before this one.
+        on_exhausted: what happens to the queue when it fails for good; known also when the stored request can't be
+            read.
     """
 
     id: str
@@ -73,6 +77,7 @@ class Acquired:
     lock: CallbackLock
     attempts_made: int
     abandoned: int
+    on_exhausted: Literal["continue", "hold"] = "continue"
 
 
 @frozen(kw_only=True, eq=False)
@@ -99,6 +104,9 @@ class DataAccess(Protocol):
     closes it for those behind: the open callback with the lowest number, or a FAILED one that *holds* the queue
     (``Transition.hold``). A callback without a queue id is the only one in a queue of its own. *Now* is the
     store's own clock, the only judge of due times and locks: callers pass durations.
+
+    Every method refuses an argument of another type or out of bounds with `InvalidRequestError`, before anything is
+    written (call `check_arguments`). An *id* that is asked for is not one of them: what can't be an id is not found.
 
     All methods may raise `DataAccessError`, and nothing else that isn't named: a driver's exception is its
     ``__cause__``. `TransientDataAccessError` means that nothing was written. After a fault the same object
@@ -184,8 +192,8 @@ class DataAccess(Protocol):
 
         Args:
             machine_name: a label for the record. It proves nothing: locks are told apart by their token.
-            lock_timeout: how long the locks live.
-            limit: how many at most.
+            lock_timeout: how long the locks live; longer than nothing.
+            limit: how many at most; at least 1.
         """
         ...
 
@@ -279,7 +287,8 @@ class DataAccess(Protocol):
 
         Raises:
             ConflictError: one of the *ids* is stored with another request.
-            InvalidRequestError: one of the *ids* is malformed, or there are more or fewer of them than requests.
+            InvalidRequestError: one of the *ids* is malformed, or there are more or fewer of them than requests;
+                nothing was stored.
         """
         return [
             self.store_callback_request(request, id=id)
@@ -405,8 +414,8 @@ class SupportsPurge(Protocol):
         token becomes free for another use.
 
         Args:
-            finished_for: how long ago they must have finished.
-            limit: how many at most, so that delivery isn't held up. Call again while it returns *limit*.
+            finished_for: how long ago they must have finished; not negative.
+            limit: how many at most, at least 1, so that delivery isn't held up. Call again while it returns *limit*.
 
         Returns:
             How many were deleted.
@@ -419,11 +428,14 @@ class SupportsBackup(Protocol):
     """The store can copy itself while it is in use."""
 
     @abstractmethod
-    def backup(self, path: Path) -> None:
+    def backup(self, path: str | PathLike[str]) -> None:
         """
         Write a copy that opens at some commit point between the call and its return.
 
         The copy appears under *path* only when it is complete and was checked.
+
+        Raises:
+            InvalidRequestError: there is something under *path* already; it was left as it is.
         """
         ...
 
@@ -433,10 +445,100 @@ def ids_for(requests: Sequence[CallbackRequest], ids: Sequence[str | None] | Non
     Pair requests with ids, for `DataAccess.store_callback_requests`.
 
     Raises:
-        InvalidRequestError: there are more or fewer ids than requests.
+        InvalidRequestError: one of the requests is none, one of the ids is malformed, or there are more or fewer ids
+            than requests.
     """
+    refuse(_faults_of_batch(requests, ids))
+    return [None] * len(requests) if ids is None else ids
+
+
+def _faults_of_batch(requests: object, ids: object) -> Iterator[Fault]:
+    if not isinstance(requests, Sequence):
+        yield "requests", "must be a sequence of CallbackRequests"
+        return
+    for index, request in enumerate(requests):
+        yield from ((f"requests[{index}]", reason) for _, reason in _check_request(request))
     if ids is None:
-        return [None] * len(requests)
-    if len(ids) != len(requests):
-        raise InvalidRequestError([("ids", "must be as many as the requests, in the same order")])
-    return ids
+        return
+    if not isinstance(ids, Sequence) or isinstance(ids, str) or len(ids) != len(requests):
+        yield "ids", "must be as many as the requests, in the same order"
+        return
+    for index, id in enumerate(ids):
+        yield from ((f"ids[{index}]", reason) for _, reason in _check_new_id(id))
+
+
+def check_arguments(**arguments: object) -> None:
+    """
+    Refuse arguments of a store's methods that are of another type or out of bounds, in the same words in every store.
+
+    To be called before anything is written, with the names they have in the protocols::
+
+        check_arguments(machine_name=machine_name, lock_timeout=lock_timeout, limit=limit)
+
+    Names that can be checked: action, delay, finished_for, id (for storing), limit, lock_timeout, machine_name,
+    page_size, queue_id, request, retry_in, state.
+
+    Raises:
+        InvalidRequestError: with every fault; its path is the argument's name.
+    """
+    refuse((name, reason) for name, value in arguments.items() for _, reason in _ARGUMENTS[name](value))
+
+
+def _check_request(value: object) -> Iterator[Fault]:
+    if not isinstance(value, CallbackRequest):
+        yield "", "must be a CallbackRequest"
+
+
+def _check_new_id(value: object) -> Iterator[Fault]:
+    if value is not None:
+        yield from check_callback_id(value)
+
+
+def _check_action(value: object) -> Iterator[Fault]:
+    if not isinstance(value, Action):
+        yield "", "must be Action.CANCEL, Action.REDELIVER or Action.SKIP"
+
+
+def _check_state(value: object) -> Iterator[Fault]:
+    if value is not None and not isinstance(value, CallbackState):
+        yield "", "must be a CallbackState, or None for all"
+
+
+def _check_queue_id(value: object) -> Iterator[Fault]:
+    # Any string: the queue of a name that none can have is empty.
+    if value is not None and not isinstance(value, str):
+        yield "", "must be a string, or None for all"
+
+
+def _check_count(value: object) -> Iterator[Fault]:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        yield "", "must be a whole number, at least 1"
+
+
+def _check_lease(value: object) -> Iterator[Fault]:
+    yield from check_duration(value)
+    if isinstance(value, timedelta) and not value:
+        yield "", "must be longer than nothing"
+
+
+def _check_retry_in(value: object) -> Iterator[Fault]:
+    if value is not None:
+        yield from check_duration(value)
+
+
+_ARGUMENTS: Final[Mapping[str, Check]] = MappingProxyType(
+    {
+        "action": _check_action,
+        "delay": check_duration,
+        "finished_for": check_duration,
+        "id": _check_new_id,
+        "limit": _check_count,
+        "lock_timeout": _check_lease,
+        "machine_name": check_text,
+        "page_size": _check_count,
+        "queue_id": _check_queue_id,
+        "request": _check_request,
+        "retry_in": _check_retry_in,
+        "state": _check_state,
+    }
+)

@@ -11,24 +11,26 @@ import os
 import random as chance
 import socket
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
-from attrs import frozen
+from attrs import evolve, field, frozen, mutable
 
 from callbackq.clock import Clock, SystemClock
-from callbackq.core.planning import margin_of
-from callbackq.core.validation import check_text
+from callbackq.core.validation import refuse
 from callbackq.core.verdict import ResponsePolicy
 from callbackq.dataaccess import DataAccess, SupportsNotifications
-from callbackq.engine import Engine, Settings
-from callbackq.errors import DispatcherStateError
+from callbackq.engine import Engine
+from callbackq.errors import DispatcherStateError, InvalidRequestError
 from callbackq.events import EventKind, LoggingObserver, Observer
 from callbackq.notifier import Notifier
 from callbackq.outbox import Outbox
 from callbackq.reporting import Reporter
+from callbackq.settings import Settings, check_collaborator
 from callbackq.transport import HTTPTransport
 from callbackq.transport.protocol import SupportsSubmit, Transport
 from callbackq.transport.threaded import ThreadedSender
@@ -41,6 +43,11 @@ _log = logging.getLogger("callbackq")
 _BLOCKING_THREADS: Final = 32
 # After requests were interrupted, how long their outcomes may take to be recorded.
 _INTERRUPT_GRACE_SECONDS: Final = 2.0
+# How long a stop waits for one more call of the store, which may hang.
+_STORE_GRACE_SECONDS: Final = 10.0
+_STOP_TIMEOUT: Final = timedelta(seconds=20)
+# What threading can wait for on every platform is about as long.
+_LONGEST_WAIT_SECONDS: Final = 1e6
 # How long a stop waits for an e-mail that is being sent.
 _OUTBOX_GRACE: Final = timedelta(seconds=1)
 
@@ -51,10 +58,11 @@ class StopReport:
     What became of the callbacks a dispatcher held when it was stopped.
 
     Attributes:
-        finished: attempts that ended by themselves and were recorded during the stop.
+        finished: attempts that ended by themselves during the stop, and were recorded.
         released: locks given back; nothing had been sent.
         interrupted: attempts that were ended by the stop, recorded and not counted as retries.
-        unrecorded: results the store would not take. Their locks time out, and the callbacks are sent again.
+        unrecorded: callbacks of which nothing could be recorded: the store would not take it, or a request could
+            not be ended. Their locks time out, and they are sent again.
     """
 
     finished: int
@@ -70,8 +78,8 @@ class Health:
 
     Attributes:
         state: ``"new"``, ``"running"``, ``"stopping"`` or ``"stopped"``. After a fork the child's is ``"new"``.
-        last_poll_age: since the last successful look into the store; ``None`` when it isn't running. An age well
-            above the poll interval means that nothing is being delivered.
+        last_poll_age: since the last look into the store that it answered; ``None`` when it isn't running. An age
+            well above the poll interval means that nothing new is begun: the store fails, or all slots are busy.
         busy: callbacks it holds: under way, in line at a busy host, or not recorded yet.
         unrecorded: results not yet durable.
         store_is_failing: whether the last call to the store raised.
@@ -88,7 +96,7 @@ class Dispatcher:
     """
     Acquires locks, delivers callbacks and records attempts, until it is stopped.
 
-    Several dispatchers may share one store, in one process, in many, or on many machines.
+    Several dispatchers may share one store: in one process, in many, and on many machines where the store can do that.
 
     Args:
         data_access: the store. It is opened when the dispatcher starts and left open.
@@ -109,9 +117,10 @@ class Dispatcher:
         random: chance, a function from nothing to 0 … 1; for tests.
 
     Raises:
-        ValueError: a setting is impossible, above all a *lock_timeout* shorter than the transport's deadline plus a
-            margin (2 seconds or a tenth of the lock timeout, whichever is longer): a lock could then time out while
-            its request is under way, and the callback would be sent twice.
+        InvalidRequestError: (a ValueError) with every setting that is of another type or impossible, above all a
+            *lock_timeout* shorter than the transport's deadline plus a margin (2 seconds or a tenth of the lock
+            timeout, whichever is longer): a lock could then time out while its request is under way, and the callback
+            would be sent twice.
     """
 
     def __init__(
@@ -133,42 +142,52 @@ class Dispatcher:
         random: Callable[[], float] = chance.random,
     ) -> None:
         self._data_access = data_access
-        self._own_transport = HTTPTransport() if transport is None else None
-        self._transport: Transport = transport or self._own_transport  # type: ignore[assignment]
+        self._clock = SystemClock() if clock is None else clock
+        self._random = random
+        observer = LoggingObserver() if observer is None else observer
+        refuse(
+            [
+                *check_collaborator("data_access", data_access, "open", "acquire_locks", "record_attempts"),
+                *check_collaborator("transport", _Nothing() if transport is None else transport, "send", "close"),
+                *check_collaborator("notifier", _Nothing() if notifier is None else notifier, "notify"),
+                *check_collaborator("observer", observer, "observe"),
+                *check_collaborator("clock", self._clock, "now", "monotonic", "boot_id"),
+                *([] if callable(random) else [("random", "must be a function from nothing to 0 … 1")]),
+            ]
+        )
+        self._owns_transport = transport is None
+        self._transport: Transport = HTTPTransport() if transport is None else transport
         self._settings = Settings(
             machine_name=socket.gethostname() if machine_name is None else machine_name,
             concurrency=concurrency,
-            host_concurrency=max(1, concurrency // 4) if host_concurrency is None else host_concurrency,
+            host_concurrency=_quarter(concurrency) if host_concurrency is None else host_concurrency,
             lock_timeout=lock_timeout,
             poll_interval=poll_interval,
             max_abandoned=max_abandoned,
             retry_jitter=retry_jitter,
-            response_policy=response_policy or ResponsePolicy(),
+            response_policy=ResponsePolicy() if response_policy is None else response_policy,
+            deadline=getattr(self._transport, "deadline", timedelta(0)),
         )
-        _check(self._settings, self._transport.deadline)
-        self._clock = clock or SystemClock()
-        self._random = random
-        self._reporter = Reporter(observer or LoggingObserver(), self._settings.machine_name)
+        self._reporter = Reporter(observer, self._settings.machine_name)
         self._outbox = _outbox_for(data_access, notifier, self._clock)
-        self._begin_life()
+        self._has_told_of_debts = False
+        self._begin_anew()
 
-    def _begin_life(self) -> None:
+    def _begin_anew(self) -> None:
         """Everything that doesn't survive a fork."""
         self._pid = os.getpid()
-        # Guards `_state`. Reentrant, because stop() may be called by a signal handler that interrupts any of this.
+        # Keeps two threads from starting at once. Reentrant, because a signal handler may interrupt its holder.
         self._mutex = threading.RLock()
-        self._state = "new"
-        self._engine: Engine | None = None
-        self._running_thread: threading.Thread | None = None
-        self._stop_by: float | None = None
-        self._stopped = threading.Event()
-        self._report = StopReport(finished=0, released=0, interrupted=0, unrecorded=0)
+        self._life: _Life | None = None
+        self._last_report: StopReport | None = None
+        # A stop that is asked for while the store is being opened; ``None`` when nothing is being begun.
+        self._stop_while_beginning: list[float] | None = None
 
     # What the host calls.
 
     def run(self) -> None:
         """
-        Deliver callbacks in the calling thread until `stop` is called from elsewhere.
+        Deliver callbacks in the calling thread until `stop` or `request_stop` is called from elsewhere.
 
         Survives every fault of store, transport, notifier and observer. An exception from outside (a
         `KeyboardInterrupt`) ends it like ``stop(timeout=0)`` and passes on.
@@ -177,7 +196,7 @@ class Dispatcher:
             DispatcherStateError: it is running already.
             DataAccessError: the store can't be opened.
         """
-        self._run(self._enter())
+        self._live(self._begin(threading.current_thread()))
 
     def start(self) -> None:
         """
@@ -190,49 +209,62 @@ class Dispatcher:
             DispatcherStateError: it is running already.
             DataAccessError: the store can't be opened.
         """
-        engine = self._enter()
-        thread = threading.Thread(target=self._run, args=(engine,), name="callbackq-dispatcher", daemon=True)
-        self._running_thread = thread
+        thread = threading.Thread(target=lambda: self._live(life), name="callbackq-dispatcher", daemon=True)
+        life = self._begin(thread)
         try:
             thread.start()
-        except RuntimeError:
-            self._leave(engine)
+        except BaseException:  # the system gives no more threads
+            self._end(life)
             raise
 
-    def stop(self, timeout: timedelta | float = timedelta(seconds=20)) -> StopReport:
+    def request_stop(self, timeout: timedelta | float = _STOP_TIMEOUT) -> None:
+        """
+        Set a stop going and return at once.
+
+        This is what a signal handler may call, whatever it interrupts. `stop` says what happens then.
+
+        Args:
+            timeout: how long requests under way may go on; a timedelta, or seconds.
+        """
+        self._notice_fork()
+        reading = self._clock.monotonic() + _seconds(timeout)
+        beginning, life = self._stop_while_beginning, self._life
+        if beginning is not None:
+            beginning.append(reading)
+        if life is not None:
+            life.stop_by(reading)
+            life.engine.wake()
+
+    def stop(self, timeout: timedelta | float = _STOP_TIMEOUT) -> StopReport:
         """
         Stop acquiring, give back what has not been sent, let requests under way finish, then return.
 
         Requests that are not over after *timeout* are interrupted: recorded as such, not counted as retries, and due
         again at once. No callback reaches a final state that it would not have reached otherwise. May be called
-        again with a shorter timeout, from any thread. From a signal handler, or from an observer, it sets the stop
-        going and returns at once, since it can't wait for the thread it interrupts.
+        again with a shorter timeout, from any thread.
+
+        Not for signal handlers: a handler that waits here may have interrupted a thread that holds what the stop needs.
+        Use `request_stop` there. Called from the dispatcher's own thread (by an observer, or by a handler that
+        interrupted `run`), it doesn't wait either.
 
         Args:
             timeout: how long requests under way may go on; a timedelta, or seconds.
 
         Returns:
-            What became of the callbacks it held. Of no use when the call could not wait.
+            What became of the callbacks it held.
         """
-        self._notice_fork()
-        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else float(timeout)
-        with self._mutex:
-            if self._state not in ("running", "stopping") or self._engine is None:
-                return self._report
-            self._state = "stopping"
-            stop_by = self._clock.monotonic() + seconds
-            self._stop_by = stop_by if self._stop_by is None else min(self._stop_by, stop_by)
-            engine = self._engine
-            stopped = self._stopped
-        engine.wake()
-        if threading.current_thread() is not self._running_thread:
-            # Bounded by the stop itself: its deadline, the grace for recording, and one call of a store that hangs.
-            stopped.wait(seconds + 2 * _INTERRUPT_GRACE_SECONDS + self._settings.lock_timeout.total_seconds())
-        return self._report
+        self.request_stop(timeout)
+        life = self._life
+        if life is not None and threading.current_thread() is not life.thread:
+            # The stop bounds itself; this is for a call of the store that hangs.
+            life.ended.wait(_seconds(timeout) + _INTERRUPT_GRACE_SECONDS + _STORE_GRACE_SECONDS)
+        if life is not None and not life.ended.is_set():
+            return StopReport(finished=0, released=0, interrupted=0, unrecorded=life.engine.busy)
+        return self._last_report or StopReport(finished=0, released=0, interrupted=0, unrecorded=0)
 
     def run_until_idle(self, timeout: timedelta | float | None = None) -> bool:
         """
-        Deliver everything that is due, in the calling thread, then return.
+        Work on everything that is due, in the calling thread, then return.
 
         Retries whose time has not come are left for later; so are callbacks behind them. E-mails that are owed and
         due are sent, too.
@@ -241,43 +273,40 @@ class Dispatcher:
             timeout: give up waiting after that long; a timedelta, or seconds. What is under way then is interrupted.
 
         Returns:
-            Whether everything that was due has been delivered.
+            Whether nothing that is due is left. (How the callbacks fared, their statuses say.)
 
         Raises:
             DispatcherStateError: it is running already.
             DataAccessError: the store can't be opened.
         """
-        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-        engine = self._enter(with_outbox=False)
-        self._running_thread = threading.current_thread()
+        life = self._begin(threading.current_thread(), with_outbox=False)
+        until = float("inf") if timeout is None else self._clock.monotonic() + _seconds(timeout)
         idle = False
         try:
-            until = None if seconds is None else self._clock.monotonic() + seconds
-            while not idle and self._state == "running" and (until is None or self._clock.monotonic() < until):
-                rest = self._step(engine)
-                idle = engine.is_idle()
-                if not idle:
-                    engine.rest(rest if until is None else min(rest, until - self._clock.monotonic()))
-            while idle and self._outbox is not None and (until is None or self._clock.monotonic() < until):
+            self._reporter.dispatcher(EventKind.STARTED)
+            while not idle and not life.is_stopping and self._clock.monotonic() < until:
+                self._turn(life, longest=until - self._clock.monotonic())
+                idle = life.engine.is_idle()
+            while idle and self._outbox is not None and not life.is_stopping and self._clock.monotonic() < until:
                 if self._outbox.step() > 0:
                     break
         finally:
-            self._drain(engine, until=self._stop_by or 0.0)
-            self._leave(engine)
+            self._end(life)
         return idle
 
     def health(self) -> Health:
         """Say how it is. Cheap; callable from any thread."""
         self._notice_fork()
-        engine = self._engine
-        if engine is None:
-            return Health(state=self._state, last_poll_age=None, busy=0, unrecorded=0, store_is_failing=False)
+        life = self._life
+        if life is None:
+            state = "new" if self._last_report is None else "stopped"
+            return Health(state=state, last_poll_age=None, busy=0, unrecorded=0, store_is_failing=False)
         return Health(
-            state=self._state,
-            last_poll_age=timedelta(seconds=max(self._clock.monotonic() - engine.polled_at, 0.0)),
-            busy=engine.busy,
-            unrecorded=engine.recorder.unrecorded,
-            store_is_failing=engine.store_is_failing,
+            state="stopping" if life.is_stopping else "running",
+            last_poll_age=timedelta(seconds=max(self._clock.monotonic() - life.engine.polled_at, 0.0)),
+            busy=life.engine.busy,
+            unrecorded=life.engine.recorder.unrecorded,
+            store_is_failing=life.engine.store_is_failing,
         )
 
     def __enter__(self) -> Self:
@@ -299,95 +328,109 @@ class Dispatcher:
             words.append("store failing")
         return f"<Dispatcher {self._settings.machine_name!a} {', '.join(words)}>"
 
-    # Its life.
+    # One life, from start to stop.
 
     def _notice_fork(self) -> None:
         # The child has a copy of this object, but not the thread that ran it; the parent's mutex may be held for ever.
         if self._pid != os.getpid():
-            self._begin_life()
+            self._begin_anew()
 
-    def _enter(self, *, with_outbox: bool = True) -> Engine:
+    def _begin(self, thread: threading.Thread, *, with_outbox: bool = True) -> _Life:
         self._notice_fork()
         with self._mutex:
-            if self._state in ("running", "stopping"):
-                raise DispatcherStateError(self._state, "stop it first, or build another one")
-            before, self._state = self._state, "running"
-            self._stop_by = None
-            self._stopped = threading.Event()
+            if self._life is not None:
+                raise DispatcherStateError(self.health().state, "stop it first, or build another one")
+            stops: list[float] = []
+            self._stop_while_beginning = stops
+            try:
+                life = self._life = self._new_life(thread)
+            finally:
+                self._stop_while_beginning = None
+            for reading in stops:
+                life.stop_by(reading)
         try:
-            self._data_access.open()
-        except BaseException:
-            self._state = before
+            if with_outbox and self._outbox is not None:
+                self._outbox.start()
+        except BaseException:  # the system gives no more threads
+            self._end(life)
             raise
-        sender = (
-            self._transport
-            if isinstance(self._transport, SupportsSubmit)
-            else ThreadedSender(
-                self._transport, threads=min(_BLOCKING_THREADS, self._settings.concurrency), clock=self._clock
-            )
-        )
-        engine = self._engine = Engine(
+        return life
+
+    def _new_life(self, thread: threading.Thread) -> _Life:
+        self._data_access.open()
+        settings = self._settings
+        if isinstance(self._transport, SupportsSubmit):
+            sender: SupportsSubmit = self._transport
+        else:
+            threads = min(_BLOCKING_THREADS, settings.concurrency)
+            # One slow host must not take all threads, whatever the number of slots.
+            settings = evolve(settings, host_concurrency=min(settings.host_concurrency, _quarter(threads)))
+            sender = ThreadedSender(self._transport, threads=threads, clock=self._clock)
+        engine = Engine(
             self._data_access,
             sender,
-            settings=self._settings,
+            settings=settings,
             reporter=self._reporter,
             clock=self._clock,
             random=self._random,
             on_notification_owed=self._wake_outbox,
         )
-        self._unsubscribe = self._data_access.subscribe(engine.wake)
-        self._sender = sender
-        if with_outbox and self._outbox is not None:
-            self._outbox.start()
-        self._reporter.dispatcher(EventKind.STARTED)
-        return engine
+        return _Life(engine=engine, unsubscribe=self._data_access.subscribe(engine.wake), thread=thread)
 
-    def _leave(self, engine: Engine) -> None:
-        self._unsubscribe()
-        if isinstance(self._sender, ThreadedSender):
-            self._sender.close()
-        if self._own_transport is not None:
-            self._own_transport.close()
-        if self._outbox is not None:
-            # An e-mail under way isn't broken off; its thread ends after it, and its lease is its own.
-            self._outbox.stop(_OUTBOX_GRACE)
-        self._reporter.dispatcher(EventKind.STOPPED)
-        with self._mutex:
-            self._engine = None
-            self._running_thread = None
-            self._state = "stopped"
-            self._stopped.set()
-
-    def _run(self, engine: Engine) -> None:
-        self._running_thread = threading.current_thread()
+    def _live(self, life: _Life) -> None:
         try:
-            while self._stop_by is None:
-                engine.rest(self._step(engine))
+            # Told in this thread: an observer that stops the dispatcher at once must not wait for itself.
+            self._reporter.dispatcher(EventKind.STARTED)
+            while not life.is_stopping:
+                self._turn(life)
         finally:
-            self._drain(engine, until=self._stop_by or 0.0)
-            self._leave(engine)
+            self._end(life)
 
-    def _step(self, engine: Engine, *, draining: bool = False) -> float:
+    def _turn(self, life: _Life, *, draining: bool = False, longest: float = float("inf")) -> None:
+        """Step, then rest for as long as the engine says, and *longest* seconds at most."""
         try:
-            return engine.step(draining=draining)
+            life.engine.rest(min(life.engine.step(draining=draining), longest))
         except Exception:
             # The last line of defence: a fault of our own must not end deliveries while the process looks healthy.
-            _log.exception("a dispatcher step failed; going on")
-            return self._settings.poll_interval.total_seconds()
+            _log.exception("a dispatcher's step failed; going on")
+            life.ended.wait(self._settings.poll_interval.total_seconds())
 
-    def _drain(self, engine: Engine, until: float) -> None:
-        recorder = engine.recorder
+    def _end(self, life: _Life) -> None:
+        try:
+            self._last_report = self._drain(life)
+            for step in (life.unsubscribe, *self._closings(life)):
+                try:
+                    step()
+                except Exception:
+                    # A collaborator of the host's. What it leaves behind must not keep this life from ending.
+                    _log.exception("a dispatcher could not put everything away")
+            self._reporter.dispatcher(EventKind.STOPPED)
+        finally:
+            self._life = None
+            life.ended.set()
+
+    def _closings(self, life: _Life) -> Iterator[Callable[[], object]]:
+        if isinstance(life.engine.sender, ThreadedSender):
+            yield life.engine.sender.close
+        if self._owns_transport:
+            yield self._transport.close
+        if self._outbox is not None:
+            # An e-mail under way isn't broken off; its thread ends after it, and its lease is its own.
+            yield partial(self._outbox.stop, _OUTBOX_GRACE)
+
+    def _drain(self, life: _Life) -> StopReport:
+        engine, recorder = life.engine, life.engine.recorder
         finished, released, interrupted = recorder.finished, recorder.released, recorder.interrupted
-        self._step(engine, draining=True)
-        while engine.busy and self._clock.monotonic() < (until := min(until, self._stop_by or until)):
-            engine.rest(min(self._step(engine, draining=True), until - self._clock.monotonic()))
+        self._turn(life, draining=True, longest=0.0)
+        while engine.busy and (left := life.stops_at - self._clock.monotonic()) > 0:
+            self._turn(life, draining=True, longest=left)
         if engine.busy:
             engine.interrupt()
             # Real time, whatever the clock: threads are handing over their last outcomes.
-            grace = SystemClock().monotonic() + _INTERRUPT_GRACE_SECONDS
-            while engine.busy and SystemClock().monotonic() < grace:
-                engine.rest(min(self._step(engine, draining=True), 0.1))
-        self._report = StopReport(
+            grace = time.monotonic() + _INTERRUPT_GRACE_SECONDS
+            while engine.busy and time.monotonic() < grace:
+                self._turn(life, draining=True, longest=0.1)
+        return StopReport(
             finished=recorder.finished - finished,
             released=recorder.released - released,
             interrupted=recorder.interrupted - interrupted,
@@ -397,31 +440,65 @@ class Dispatcher:
     def _wake_outbox(self) -> None:
         if self._outbox is not None:
             self._outbox.wake()
+        elif not self._has_told_of_debts:
+            self._has_told_of_debts = True
+            _log.warning("failures owe e-mails, but this dispatcher has no notifier: they wait for one that has")
+
+
+@mutable(kw_only=True, eq=False)
+class _Life:
+    """
+    What belongs to one run, from start to stop, so that a later one can't be confused with it.
+
+    Attributes:
+        engine: what works.
+        unsubscribe: ends the store's hints.
+        thread: in which it runs.
+        stops_at: clock reading at which what is under way is interrupted; in the past until a stop was asked for, so
+            that an exception from outside waits for nothing.
+        is_stopping: a stop was asked for.
+        ended: it is over.
+    """
+
+    engine: Engine
+    unsubscribe: Callable[[], None]
+    thread: threading.Thread
+    stops_at: float = 0.0
+    is_stopping: bool = False
+    ended: threading.Event = field(factory=threading.Event)
+
+    def stop_by(self, reading: float) -> None:
+        """Ask for a stop. Takes no lock: it is called by signal handlers."""
+        self.stops_at = min(self.stops_at, reading) if self.is_stopping else reading
+        self.is_stopping = True
+
+
+class _Nothing:
+    """Stands for a collaborator that was not given, and passes every check."""
+
+    def __getattr__(self, name: str) -> Callable[[], None]:
+        return lambda: None
+
+
+def _quarter(concurrency: int) -> int:
+    return max(1, concurrency // 4) if type(concurrency) is int else 1
+
+
+def _seconds(timeout: timedelta | float) -> float:
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else float(timeout)
+    return min(seconds, _LONGEST_WAIT_SECONDS)
 
 
 def _outbox_for(data_access: DataAccess, notifier: Notifier | None, clock: Clock) -> Outbox | None:
     if notifier is None:
         return None
     if not isinstance(data_access, SupportsNotifications):
-        raise ValueError(
-            "notifier: this store does not keep owed e-mails; implement callbackq.dataaccess.SupportsNotifications"
+        raise InvalidRequestError(
+            [
+                (
+                    "notifier",
+                    "this store does not keep owed e-mails; implement callbackq.dataaccess.SupportsNotifications",
+                )
+            ]
         )
     return Outbox(data_access, notifier, clock=clock)
-
-
-def _check(settings: Settings, deadline: timedelta) -> None:
-    faults = [f"machine_name: {reason}" for _, reason in check_text(settings.machine_name)]
-    for name in ("concurrency", "host_concurrency", "max_abandoned"):
-        if getattr(settings, name) < 1:
-            faults.append(f"{name}: must be at least 1")
-    if settings.poll_interval <= timedelta(0):
-        faults.append("poll_interval: must be longer than nothing")
-    if not 0 <= settings.retry_jitter <= 1:
-        faults.append("retry_jitter: must be from 0 to 1")
-    if settings.lock_timeout < deadline + margin_of(settings.lock_timeout):
-        faults.append(
-            "lock_timeout: must not be shorter than the transport's deadline plus a margin of 2 s or a tenth of it, "
-            f"whichever is longer; the deadline is {deadline.total_seconds():g} s"
-        )
-    if faults:
-        raise ValueError("; ".join(faults))

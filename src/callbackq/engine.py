@@ -19,44 +19,33 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
 
-from attrs import frozen, mutable
+from attrs import mutable
 
 from callbackq.clock import Clock
-from callbackq.core.delivery import Answer, Delivery, NotSent, NotSentReason, Outcome
+from callbackq.core.delivery import Delivery, NotSent, NotSentReason
 from callbackq.core.fairness import Admission, HostLimits
-from callbackq.core.lifecycle import Transition, abandon, after_attempt
-from callbackq.core.models import AttemptFailure, CallbackAttempt, CallbackState, FailedReason
+from callbackq.core.lifecycle import Transition
+from callbackq.core.models import AttemptFailure, CallbackState, FailedReason
 from callbackq.core.planning import backoff, margin_of, plan
-from callbackq.core.retry import parse_retry_after
-from callbackq.core.verdict import ResponsePolicy
-from callbackq.dataaccess import AttemptRecord, DataAccess
+from callbackq.dataaccess import Acquired, DataAccess
 from callbackq.events import EventKind
+from callbackq.judging import Judge
 from callbackq.recorder import Recorder, Slot
 from callbackq.reporting import Reporter
+from callbackq.settings import Settings
 from callbackq.transport.protocol import SupportsSubmit
 
-__all__ = ["Engine", "Settings"]
+__all__ = ["Engine"]
 
 _log = logging.getLogger("callbackq")
 
 _FIRST_REST_SECONDS: Final = 0.1
 _LONGEST_REST_SECONDS: Final = 30.0
+_LONGEST_WRITING_REST_SECONDS: Final = 1.0
+# Nothing was sent, and nobody is to blame: long enough not to spin, short enough not to matter.
+_NOT_SENT_REST: Final = timedelta(milliseconds=100)
 # The shortest rest when the store says that something is due but hands out nothing: somebody else is taking it.
 _SHORTEST_REST_SECONDS: Final = 0.01
-
-
-@frozen(kw_only=True)
-class Settings:
-    """What a dispatcher's host chose; `Dispatcher` says what each means."""
-
-    machine_name: str
-    concurrency: int
-    host_concurrency: int
-    lock_timeout: timedelta
-    poll_interval: timedelta
-    max_abandoned: int
-    retry_jitter: float
-    response_policy: ResponsePolicy
 
 
 class Engine:
@@ -75,8 +64,9 @@ class Engine:
     Attributes:
         inbox: everything that wakes the dispatcher. A SimpleQueue's ``put`` may be called from any thread and from a
             signal handler.
+        sender: the transport.
         recorder: results on their way into the store.
-        polled_at: clock reading at the end of the last step in which the store did not fail.
+        polled_at: clock reading of the last look into the store that it answered.
     """
 
     def __init__(
@@ -91,15 +81,20 @@ class Engine:
         on_notification_owed: Callable[[], None],
     ) -> None:
         self._data_access = data_access
-        self._sender = sender
+        self.sender = sender
         self._settings = settings
         self._reporter = reporter
         self._clock = clock
         self._random = random
+        self._judge = Judge(settings, clock, random)
+        self._lock_seconds = settings.lock_timeout.total_seconds()
 
-        self.inbox: queue.SimpleQueue[tuple[Slot, Outcome] | None] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[tuple[Slot, Delivery, object] | None] = queue.SimpleQueue()
         self.recorder = Recorder(
-            data_access, reporter, record_of=self._record_of, on_notification_owed=on_notification_owed
+            data_access,
+            reporter,
+            after_attempt=self._judge.after_attempt,
+            on_notification_owed=on_notification_owed,
         )
         self.polled_at = clock.monotonic()
 
@@ -107,7 +102,10 @@ class Engine:
         self._hosts: HostLimits[Slot] = HostLimits(settings.host_concurrency)
         # Clock reading from which on the store may have something due.
         self._look_at = self.polled_at
-        self._writing = _Rest()
+        # Clock reading up to which callbacks that are due may be parked.
+        self._parked_until = self.polled_at
+        # A result that waits much longer than this may see its lock time out.
+        self._writing = _Rest(longest=_LONGEST_WRITING_REST_SECONDS)
         self._acquiring = _Rest()
         self._sending = _Rest()
 
@@ -123,7 +121,8 @@ class Engine:
 
     def is_idle(self) -> bool:
         """Whether all that was due has been delivered and recorded."""
-        return not self._slots and self.inbox.empty() and self._look_at > self._clock.monotonic()
+        now = self._clock.monotonic()
+        return not self._slots and self.inbox.empty() and self._look_at > now >= self._parked_until
 
     def wake(self) -> None:
         """Make the next step look into the store. Callable from any thread and from a signal handler."""
@@ -139,19 +138,20 @@ class Engine:
         Returns:
             Seconds after which it wants to be called again, unless something arrives in `inbox` first.
         """
+        if draining:
+            # First of all: an outcome that comes in now must not let the next in line begin.
+            for _, slot in self._hosts.leave_lines():
+                self.recorder.release(slot)
         # As many as there are now: under a stream of messages, results must still be written in between.
         for _ in range(self.inbox.qsize()):
             self._take(self.inbox.get_nowait())
-        self._clear_lines(everybody=draining)
+        self._park_those_who_stand_too_long()
         if self.recorder.has_work() and self._writing.is_over(self._clock.monotonic()):
             self._with_store(self._writing, self._write)
         wait = self._acquire_and_send(draining=draining)
-        now = self._clock.monotonic()
-        if not self.store_is_failing:
-            self.polled_at = now
         if self.recorder.has_work():
             # More to write: what was just acquired can have ended at once, and what failed is tried again.
-            wait = min(wait, max(self._writing.until - now, 0.0))
+            wait = min(wait, max(self._writing.until - self._clock.monotonic(), 0.0))
         return wait
 
     def rest(self, seconds: float) -> None:
@@ -164,56 +164,38 @@ class Engine:
 
     def interrupt(self) -> None:
         """End all requests under way; their outcomes arrive in `inbox` as all others do."""
-        self._sender.interrupt([slot.delivery for slot in self._slots.values() if slot.delivery is not None])
+        # A rest after a fault of the store would outlast the stop: what is there is tried once more now.
+        self._writing.until = self._clock.monotonic()
+        try:
+            self.sender.interrupt([slot.delivery for slot in self._slots.values() if slot.delivery is not None])
+        except Exception:
+            _log.exception("the transport raised on interrupt; what it has under way is left to its locks' timeouts")
 
     # Outcomes coming in.
 
-    def _take(self, message: tuple[Slot, Outcome] | None) -> None:
+    def _take(self, message: tuple[Slot, Delivery, object] | None) -> None:
         if message is None:
             self._look_at = self._clock.monotonic()
-        else:
-            self._end_delivery(*message)
+            return
+        slot, delivery, outcome = message
+        # A transport may tell twice, or after its attempt was given up: only the first word counts.
+        if slot.delivery is delivery:
+            self._end_delivery(slot, outcome)
 
-    def _end_delivery(self, slot: Slot, outcome: Outcome) -> None:
+    def _end_delivery(self, slot: Slot, outcome: object) -> None:
         slot.delivery = None
         if isinstance(outcome, NotSent):
-            self.recorder.release(slot)
+            stopped = outcome.reason is NotSentReason.STOPPED
+            self.recorder.release(slot, after=timedelta(0) if stopped else _NOT_SENT_REST)
             if outcome.reason is NotSentReason.LOCAL_FAULT:
                 self._rest_after_local_fault(outcome.detail)
         else:
             self._sending.failures = 0
-            # A user's transport may return anything; what is no answer is a fault of its own.
-            slot.answer = outcome if isinstance(outcome, Answer) else self._internal_failure()
+            slot.attempt, slot.retry_after = self._judge.attempt(outcome)
             self.recorder.record(slot)
         follower = self._hosts.end(slot.host, slot, self._clock.monotonic())
         if follower is not None:
             self._send(follower)
-
-    def _record_of(self, slot: Slot) -> AttemptRecord:
-        acquired, answer = slot.acquired, slot.answer
-        if answer is None or acquired.request is None:
-            assert slot.ends_unsent is not None  # noqa: S101 - a slot that has ended has one or the other
-            return AttemptRecord(acquired=acquired, attempt=None, transition=slot.ends_unsent)
-        attempt = CallbackAttempt(
-            status_code=answer.status_code,
-            response=answer.response,
-            time=answer.time,
-            duration=answer.duration,
-            failure=answer.failure,
-            machine_name=self._settings.machine_name,
-            truncated=answer.truncated,
-        )
-        policy = self._settings.response_policy
-        transition = after_attempt(
-            acquired.request,
-            attempts_made=acquired.attempts_made,
-            verdict=policy.judge(answer.status_code),
-            failure=answer.failure,
-            retry_after=_retry_after(answer) if policy.honour_retry_after else None,
-            jitter=self._settings.retry_jitter,
-            random=self._random(),
-        )
-        return AttemptRecord(acquired=acquired, attempt=attempt, transition=transition)
 
     # Results going out.
 
@@ -246,17 +228,39 @@ class Engine:
         ends_at = now + (lock_timeout - margin_of(lock_timeout)).total_seconds()
         for one in acquired:
             self._reporter.callback(EventKind.LOCKED, one)
-            slot = self._slots.get(one.id)
-            if slot is not None:
-                # Our own lock timed out while its attempt was under way or its result on the way into the store,
-                # because this machine or the store stood still. That attempt goes on, under the new lock: sending
-                # again would make the duplicate that nobody has to suffer without a kill.
-                slot.acquired = one
-            else:
-                slot = self._slots[one.id] = Slot(acquired=one)
-                self._begin(slot, ends_at)
+            self._take_in(one, ends_at)
+        self.polled_at = self._clock.monotonic()
         if len(acquired) < limit:
             self._look_at = self._clock.monotonic() + self._seconds_to_next_due()
+
+    def _take_in(self, acquired: Acquired, ends_at: float) -> None:
+        slot = self._slots.get(acquired.id)
+        if slot is not None and self._is_still_the_same_attempt(slot, acquired):
+            # Our own lock timed out while its attempt was under way or its result on the way into the store, because
+            # this machine or the store stood still. That attempt goes on, under the new lock: sending again would
+            # make the duplicate that nobody has to suffer without a kill.
+            slot.acquired = acquired
+            if slot.delivery is not None and slot.delivery.ends_at + self._lock_seconds < self._clock.monotonic():
+                # A transport that overstays a whole lock beyond its end has broken its promise for good.
+                self._end_delivery(slot, self._judge.no_answer(AttemptFailure.TIMEOUT))
+            return
+        if slot is not None:
+            # The store had taken the result, and raised all the same. The callback is due again by right.
+            self.recorder.forget(slot)
+        slot = self._slots[acquired.id] = Slot(acquired=acquired)
+        try:
+            self._begin(slot, ends_at)
+        except Exception:
+            # A row that was damaged by hand, say. The others that were acquired with it must not suffer.
+            _log.exception("callback %a can't be sent", acquired.id)
+            slot.ends_unsent = Transition(state=CallbackState.FAILED, failed_reason=FailedReason.UNDECODABLE)
+            self.recorder.record(slot)
+
+    @staticmethod
+    def _is_still_the_same_attempt(slot: Slot, acquired: Acquired) -> bool:
+        return slot.delivery is not None or (
+            acquired.abandoned > slot.acquired.abandoned and acquired.attempts_made == slot.acquired.attempts_made
+        )
 
     def _seconds_to_next_due(self) -> float:
         longest = self._settings.poll_interval.total_seconds()
@@ -268,14 +272,8 @@ class Engine:
 
     def _begin(self, slot: Slot, ends_at: float) -> None:
         acquired = slot.acquired
-        if acquired.request is None:
-            slot.ends_unsent = Transition(state=CallbackState.FAILED, failed_reason=FailedReason.UNDECODABLE)
-            self.recorder.record(slot)
-            return
-        slot.ends_unsent = abandon(
-            acquired.request, abandoned=acquired.abandoned, max_abandoned=self._settings.max_abandoned
-        )
-        if slot.ends_unsent is not None:
+        slot.ends_unsent = self._judge.unsent(acquired)
+        if acquired.request is None or slot.ends_unsent is not None:
             self.recorder.record(slot)
             return
         slot.host = acquired.request.target.origin
@@ -297,27 +295,24 @@ class Engine:
                 pass  # `HostLimits.end` names it when its turn comes
 
     def _send(self, slot: Slot) -> None:
-        assert slot.delivery is not None  # noqa: S101 - whoever is admitted has one
+        delivery = slot.delivery
+        assert delivery is not None  # noqa: S101 - whoever is admitted has one
         try:
-            self._sender.submit(slot.delivery, lambda outcome: self.inbox.put((slot, outcome)))
+            self.sender.submit(delivery, lambda outcome: self.inbox.put((slot, delivery, outcome)))
         except Exception:
             # A user's transport; the callback must not stay locked without anybody working on it.
             _log.exception("the transport raised on submit")
-            self.inbox.put((slot, self._internal_failure()))
+            self.inbox.put((slot, delivery, self._judge.no_answer(AttemptFailure.INTERNAL)))
 
-    def _internal_failure(self) -> Answer:
-        return Answer(status_code=0, time=self._clock.now(), duration=timedelta(0), failure=AttemptFailure.INTERNAL)
-
-    def _clear_lines(self, *, everybody: bool) -> None:
+    def _park_those_who_stand_too_long(self) -> None:
         now = self._clock.monotonic()
-        for _, slot in self._hosts.leave_lines(None if everybody else now):
-            if everybody:
-                self.recorder.release(slot)
-            else:
-                self._park(slot, now)
+        for _, slot in self._hosts.leave_lines(now):
+            self._park(slot, now)
 
     def _park(self, slot: Slot, now: float) -> None:
-        self.recorder.release(slot, after=timedelta(seconds=self._hosts.parking_seconds(slot.host, now)))
+        seconds = self._hosts.parking_seconds(slot.host, now)
+        self._parked_until = max(self._parked_until, now + seconds)
+        self.recorder.release(slot, after=timedelta(seconds=seconds))
 
     # Faults.
 
@@ -338,6 +333,9 @@ class Engine:
                 self._reporter.dispatcher(EventKind.STORE_RECOVERED)
 
     def _rest_after_local_fault(self, detail: str) -> None:
+        # All that were under way meet the same fault: that is one, not many in a row.
+        if not self._sending.is_over(self._clock.monotonic()):
+            return
         self._sending.begin(self._clock.monotonic(), self._random())
         if self._sending.failures == 1:
             self._reporter.dispatcher(EventKind.LOCAL_FAULT, detail)
@@ -347,21 +345,13 @@ class Engine:
 class _Rest:
     """How long to leave something alone that has failed so many times in a row."""
 
+    longest: float = _LONGEST_REST_SECONDS
     failures: int = 0
     until: float = 0.0
 
     def begin(self, now: float, random: float) -> None:
         self.failures += 1
-        self.until = now + backoff(
-            self.failures, first=_FIRST_REST_SECONDS, longest=_LONGEST_REST_SECONDS, random=random
-        )
+        self.until = now + backoff(self.failures, first=_FIRST_REST_SECONDS, longest=self.longest, random=random)
 
     def is_over(self, now: float) -> bool:
         return now >= self.until
-
-
-def _retry_after(answer: Answer) -> timedelta | None:
-    for name, value in answer.response.headers.items():
-        if name.lower() == "retry-after":
-            return parse_retry_after(value, answer.time + answer.duration)
-    return None

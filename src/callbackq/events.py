@@ -30,7 +30,7 @@ class EventKind(Enum):
     INTERRUPTED = "interrupted"
     """The attempt was ended by a stop; the callback is WAITING and due, its retries untouched."""
     RELEASED = "released"
-    """The lock was given back unused; the callback is WAITING."""
+    """The lock was given back unused; the callback is WAITING, or CANCELLED if that was asked for meanwhile."""
     LOCK_LOST = "lock lost"
     """Another dispatcher took over before the result was recorded; the attempt was kept as late."""
 
@@ -92,13 +92,13 @@ class Observer(Protocol):
 _LEVELS = {
     EventKind.LOCKED: logging.DEBUG,
     EventKind.RELEASED: logging.DEBUG,
+    EventKind.RETRY_SCHEDULED: logging.INFO,
     EventKind.SUCCEEDED: logging.INFO,
     EventKind.CANCELLED: logging.INFO,
     EventKind.INTERRUPTED: logging.INFO,
     EventKind.STARTED: logging.INFO,
     EventKind.STOPPED: logging.INFO,
     EventKind.STORE_RECOVERED: logging.INFO,
-    EventKind.RETRY_SCHEDULED: logging.WARNING,
     EventKind.LOCK_LOST: logging.WARNING,
     EventKind.FAILED: logging.ERROR,
     EventKind.STORE_FAILED: logging.ERROR,

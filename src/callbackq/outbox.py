@@ -25,7 +25,13 @@ from callbackq.core.models import CallbackStatus, RetryPhase
 from callbackq.core.planning import backoff, margin_of
 from callbackq.core.retry import delay_before_retry
 from callbackq.dataaccess import Notification, SupportsNotifications
-from callbackq.errors import CallbackNotFoundError, CallbackqError, InvalidRequestError, NotificationError
+from callbackq.errors import (
+    CallbackNotFoundError,
+    CallbackqError,
+    InvalidRequestError,
+    NotificationError,
+    TransientDataAccessError,
+)
 from callbackq.notifier import Notifier
 
 __all__ = ["Outbox", "OutboxStore"]
@@ -136,6 +142,9 @@ class Outbox:
                     return
                 self._notifier.notify(status)
                 _log.info("the e-mail about callback %r was accepted", notification.callback_id)
+        except TransientDataAccessError:
+            # The store's fault, not the mail server's: no try of the e-mail's. Its lease ends by itself.
+            raise
         except Exception as error:  # the host's notifier may raise anything
             retry_in = self._after_failure(notification, error)
         # A death before this line means a second e-mail; recording before sending could mean none.

@@ -8,17 +8,17 @@ it. One result that the store can never take must not hold up all others.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Final
 
 from attrs import field, mutable
 
-from callbackq.core.delivery import Answer, Delivery
+from callbackq.core.delivery import Delivery
 from callbackq.core.lifecycle import Transition
-from callbackq.core.models import AttemptFailure
+from callbackq.core.models import AttemptFailure, CallbackAttempt
 from callbackq.dataaccess import Acquired, AttemptRecord, DataAccess
-from callbackq.errors import DataAccessError, LockLostError
+from callbackq.errors import DataAccessError, LockLostError, TransientDataAccessError
 from callbackq.events import EventKind
 from callbackq.reporting import Reporter
 
@@ -26,7 +26,7 @@ __all__ = ["Recorder", "Slot"]
 
 _log = logging.getLogger("callbackq")
 
-# A result that fails this often by itself, while the store takes others, will never be taken.
+# What fails this often by itself, while the store takes others, will never be taken.
 _TRIES_ALONE: Final = 3
 
 
@@ -39,19 +39,39 @@ class Slot:
         acquired: the callback and its newest lock.
         host: where it goes to.
         delivery: the attempt, while it is under way or waits for its turn.
-        answer: what came of it.
+        attempt: what came of it.
+        retry_after: what the receiver asked for.
         ends_unsent: what follows without an attempt, for a callback that must not be sent.
         release_after: when it is given back, it is due again after this.
+        tries_alone: how often the store refused its result while it took others.
+        refused_at: how much the store had taken when it refused it last.
     """
 
     acquired: Acquired
     host: str = ""
     delivery: Delivery | None = None
-    answer: Answer | None = None
+    attempt: CallbackAttempt | None = None
+    retry_after: timedelta | None = None
     ends_unsent: Transition | None = None
     release_after: timedelta = timedelta(0)
-    _failures_alone: int = field(default=0, init=False)
-    _failed_after: int = field(default=0, init=False)
+    tries_alone: int = 0
+    refused_at: int | None = None
+
+
+@mutable
+class _Line:
+    """
+    Slots that wait to be written, by one kind of call.
+
+    Attributes:
+        write: writes some of them, in one transaction where the store can.
+        slots: who waits, oldest first.
+        suspects: so many at the front are to be tried one by one, because they failed together.
+    """
+
+    write: Callable[[Sequence[Slot]], None]
+    slots: list[Slot] = field(factory=list)
+    suspects: int = 0
 
 
 class Recorder:
@@ -61,7 +81,7 @@ class Recorder:
     Args:
         data_access: the store.
         reporter: told of every change after the store has taken it.
-        record_of: makes the record of a slot that has ended, by its newest lock.
+        after_attempt: decides what follows from a slot's attempt, by its newest lock.
         on_notification_owed: called when a failure that owes an e-mail was recorded.
 
     Attributes:
@@ -75,43 +95,49 @@ class Recorder:
         data_access: DataAccess,
         reporter: Reporter,
         *,
-        record_of: Callable[[Slot], AttemptRecord],
+        after_attempt: Callable[[Acquired, CallbackAttempt, timedelta | None], Transition],
         on_notification_owed: Callable[[], None],
     ) -> None:
         self._data_access = data_access
         self._reporter = reporter
-        self._record_of = record_of
+        self._after_attempt = after_attempt
         self._on_notification_owed = on_notification_owed
         self.finished = 0
         self.interrupted = 0
         self.released = 0
-        self._results: list[Slot] = []
-        self._releases: list[Slot] = []
-        # So many at the front are to be tried one by one, because they failed together.
-        self._suspects = 0
+        self._results = _Line(self._write_results)
+        self._releases = _Line(self._write_releases)
+        self._releases_next = False
         self._taken = 0
 
     @property
     def unrecorded(self) -> int:
         """Results the store has not taken yet."""
-        return len(self._results)
+        return len(self._results.slots)
 
     def has_work(self) -> bool:
-        return bool(self._results or self._releases)
+        """Whether anything waits to be written."""
+        return bool(self._results.slots or self._releases.slots)
 
     def record(self, slot: Slot) -> None:
         """Take in a result."""
-        self._results.append(slot)
+        self._results.slots.append(slot)
 
     def release(self, slot: Slot, *, after: timedelta = timedelta(0)) -> None:
         """Take in a lock to be given back."""
         slot.delivery = None
         slot.release_after = after
-        self._releases.append(slot)
+        self._releases.slots.append(slot)
+
+    def forget(self, slot: Slot) -> None:
+        """Drop what waits for *slot*: it is known to be durable already."""
+        for line in (self._results, self._releases):
+            if slot in line.slots:
+                line.slots.remove(slot)
 
     def write(self) -> list[Slot]:
         """
-        Write some of what there is, in one transaction where the store can.
+        Write some of what there is.
 
         Returns:
             The slots that are free now.
@@ -119,59 +145,77 @@ class Recorder:
         Raises:
             Exception: what the store raised. What was not written is kept for the next call.
         """
-        if self._suspects:
-            return self._write_alone(self._results.pop(0))
-        if self._results:
-            return self._write_together(self._results)
-        return self._write_releases(self._releases)
+        # By turns: what can't be written of one kind must not hold up the other.
+        releases_now = self._releases.slots and (self._releases_next or not self._results.slots)
+        self._releases_next = not releases_now
+        return self._write_some(self._releases if releases_now else self._results)
 
-    def _write_together(self, slots: list[Slot]) -> list[Slot]:
+    def _write_some(self, line: _Line) -> list[Slot]:
+        line.suspects = min(line.suspects, len(line.slots))
+        if line.suspects:
+            return self._write_alone(line)
+        slots = list(line.slots)
         # Counted before the call: should it raise, they are tried one by one.
-        self._suspects = len(slots)
-        self._write_records(slots)
-        self._suspects = 0
-        self._results = []
+        line.suspects = len(slots)
+        line.write(slots)
+        line.suspects = 0
+        del line.slots[: len(slots)]
+        self._taken += len(slots)
         return slots
 
-    def _write_alone(self, slot: Slot) -> list[Slot]:
-        self._suspects -= 1
+    def _write_alone(self, line: _Line) -> list[Slot]:
+        slot = line.slots[0]
         try:
-            self._write_records([slot])
+            line.write([slot])
         except Exception as error:
-            if self._will_never_be_taken(slot, error):
-                _log.error("the store can't record a result of callback %a; its lock will time out", slot.acquired.id)
-                return [slot]
-            self._results.append(slot)
-            raise
+            # To the end, so that the others get their turn.
+            line.slots.append(line.slots.pop(0))
+            line.suspects -= 1
+            if not self._will_never_be_taken(slot, error):
+                raise
+            line.slots.remove(slot)
+            _log.error("the store can't record a result of callback %a; its lock will time out", slot.acquired.id)
+            return [slot]
+        del line.slots[0]
+        line.suspects -= 1
+        self._taken += 1
         return [slot]
 
-    def _write_records(self, slots: list[Slot]) -> None:
+    def _will_never_be_taken(self, slot: Slot, error: Exception) -> bool:
+        # In an outage everything fails, and must be kept. It is this slot's own fault when the store took others in
+        # between, or raises what no store may.
+        if isinstance(error, TransientDataAccessError):
+            return False
+        took_others = slot.refused_at is not None and slot.refused_at < self._taken
+        if took_others or not isinstance(error, DataAccessError):
+            slot.tries_alone += 1
+        slot.refused_at = self._taken
+        return slot.tries_alone >= _TRIES_ALONE
+
+    def _write_results(self, slots: Sequence[Slot]) -> None:
         records = [self._record_of(slot) for slot in slots]
         results = self._data_access.record_attempts(records)
-        self._taken += len(slots)
         for record, result in zip(records, results, strict=True):
             self._report(record, result)
 
-    def _write_releases(self, slots: list[Slot]) -> list[Slot]:
+    def _write_releases(self, slots: Sequence[Slot]) -> None:
         self._data_access.release_locks([(slot.acquired, slot.release_after) for slot in slots])
-        self._releases = []
         self.released += len(slots)
         for slot in slots:
             self._reporter.callback(EventKind.RELEASED, slot.acquired)
-        return slots
 
-    def _will_never_be_taken(self, slot: Slot, error: Exception) -> bool:
-        # In an outage every result fails, and must be kept. It is this result's own fault when the store took others
-        # in between, or raises what no store may.
-        if slot._failed_after < self._taken or not isinstance(error, DataAccessError):
-            slot._failures_alone += 1
-        slot._failed_after = self._taken
-        return slot._failures_alone >= _TRIES_ALONE
+    def _record_of(self, slot: Slot) -> AttemptRecord:
+        # Now, not when the answer came: by the newest lock, of which there may be another since.
+        transition = slot.ends_unsent
+        if slot.attempt is not None:
+            transition = self._after_attempt(slot.acquired, slot.attempt, slot.retry_after)
+        assert transition is not None  # noqa: S101 - a slot that has ended has one or the other
+        return AttemptRecord(acquired=slot.acquired, attempt=slot.attempt, transition=transition)
 
     def _report(self, record: AttemptRecord, result: Transition | LockLostError) -> None:
         if record.attempt is not None and record.attempt.failure is AttemptFailure.INTERRUPTED:
             self.interrupted += 1
-        else:
+        elif record.attempt is not None:
             self.finished += 1
         if isinstance(result, LockLostError):
             self._reporter.callback(EventKind.LOCK_LOST, record.acquired, record.attempt)

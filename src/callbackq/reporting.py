@@ -68,6 +68,8 @@ class Reporter:
     def _tell(self, event: ObservedEvent) -> None:
         try:
             self._observer.observe(event)
-        except Exception:
-            # An observer is the host's code; its faults must not stop deliveries.
+        except KeyboardInterrupt:
+            raise  # somebody wants the whole program to end
+        except BaseException:
+            # An observer is the host's code; its faults, and its wish to end a thread that is ours, stop no deliveries.
             _log.exception("an observer raised")

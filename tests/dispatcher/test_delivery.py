@@ -167,7 +167,10 @@ def test_a_request_that_was_not_sent_is_no_attempt_and_is_due_again(
 ) -> None:
     id = store.store_callback_request(a_request()).id
 
-    build(transport=ScriptedTransport([NotSent(reason=reason), 200], clock=clock)).run_until_idle()
+    dispatcher = build(transport=ScriptedTransport([NotSent(reason=reason), 200], clock=clock))
+    dispatcher.run_until_idle()
+    clock.advance(1)
+    dispatcher.run_until_idle()
 
     status = store.get_callback_status(id)
     assert status.state is CallbackState.SUCCEEDED

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
-from callbackq.core.delivery import Delivery, NotSentReason
+from callbackq.core.delivery import Answer, Delivery, NotSent, NotSentReason
 from callbackq.core.models import AttemptFailure, CallbackState
+from callbackq.core.verdict import ResponsePolicy, Verdict
 from callbackq.dispatcher import Dispatcher
 from callbackq.errors import DataAccessError, TransientDataAccessError
 from callbackq.events import EventKind, ObservedEvent
@@ -234,3 +236,140 @@ def test_a_fault_of_this_machine_is_no_attempt_and_pauses_acquiring(
     witness.wait_for(EventKind.SUCCEEDED)
 
     assert len(store.get_callback_status(id).attempts) == 1
+
+
+@pytest.mark.parametrize("error", [TransientDataAccessError("x"), DataAccessError("x")], ids=repr)
+def test_a_store_that_fails_half_the_time_makes_no_duplicate(
+    error: Exception, faulty: FaultyStore, clock: FakeClock, witness: Witness
+) -> None:
+    ids = [faulty.store_callback_request(a_request()).id for _ in range(200)]
+    chance = random.Random(1)
+    transport = ScriptedTransport(clock=clock)
+    original = InMemoryDataAccess.record_attempts
+
+    class Flaky(FaultyStore):
+        def record_attempts(self, records: Any) -> Any:
+            if chance.random() < 0.5 and isinstance(error, TransientDataAccessError):
+                raise error
+            return original(self, records)
+
+    faulty.__class__ = Flaky
+
+    drive(
+        an_engine(faulty, InlineSender(transport), clock, witness),
+        clock,
+        until=lambda: witness.kinds().count(EventKind.SUCCEEDED) == 200,
+    )
+
+    assert sorted(delivery.callback_id for delivery in transport.deliveries) == sorted(ids)
+
+
+def test_an_outage_shorter_than_a_lock_makes_no_duplicate_on_another_machine(
+    faulty: FaultyStore, clock: FakeClock, witness: Witness
+) -> None:
+    id = faulty.store_callback_request(a_request()).id
+    first, second = ScriptedTransport(clock=clock), ScriptedTransport(clock=clock)
+    engine = an_engine(faulty, InlineSender(first), clock, witness)
+    other = an_engine(faulty, InlineSender(second), clock, witness)
+    faulty.fail("record_attempts", *[TransientDataAccessError("down")] * 10_000)
+    began = clock.monotonic()
+
+    drive(engine, clock, until=lambda: clock.monotonic() > began + 26)
+    faulty.fail("record_attempts")
+    drive(engine, clock, until=lambda: faulty.get_callback_status(id).success)
+    other.step()
+
+    assert clock.monotonic() < began + 30
+    assert (len(first.deliveries), len(second.deliveries)) == (1, 0)
+
+
+def test_a_release_the_store_can_never_take_holds_up_no_other(clock: FakeClock, witness: Witness) -> None:
+    class Picky(InMemoryDataAccess):
+        def release_locks(self, locks: Any) -> None:
+            if any(acquired.id == "poison" for acquired, _ in locks):
+                raise DataAccessError("too strange")
+            super().release_locks(locks)
+
+    store = Picky(clock=clock)
+    store.store_callback_request(a_request(), id="poison")
+    for number in range(20):
+        store.store_callback_request(a_request(), id=f"good-{number}")
+    not_sent = NotSent(reason=NotSentReason.TIME_IS_UP)
+    transport = ScriptedTransport([not_sent] * 21, clock=clock)
+
+    drive(
+        an_engine(store, InlineSender(transport), clock, witness),
+        clock,
+        until=lambda: witness.kinds().count(EventKind.SUCCEEDED) >= 20,
+    )
+
+
+def test_an_answer_that_cannot_be_recorded_is_an_internal_failure(
+    store: InMemoryDataAccess, clock: FakeClock, build: Build, caplog: pytest.LogCaptureFixture
+) -> None:
+    id = store.store_callback_request(a_request()).id
+    naive = Answer(status_code=200, time=datetime(2026, 1, 1), duration=timedelta(0))
+
+    build(transport=ScriptedTransport([naive], clock=clock)).run_until_idle()
+
+    (attempt,) = store.get_callback_status(id).attempts
+    assert attempt.failure is AttemptFailure.INTERNAL
+    assert "can't be recorded" in caplog.text
+
+
+def test_a_response_policy_that_raises_does_not_turn_an_accepted_callback_into_a_failure(
+    store: InMemoryDataAccess, clock: FakeClock, build: Build
+) -> None:
+    class Broken(ResponsePolicy):
+        def judge(self, status_code: int) -> Verdict:
+            raise KeyError(status_code)
+
+    id = store.store_callback_request(a_request()).id
+
+    build(transport=ScriptedTransport([200], clock=clock), response_policy=Broken()).run_until_idle()
+
+    assert store.get_callback_status(id).success
+
+
+def test_a_transport_that_tells_twice_is_believed_once(
+    store: InMemoryDataAccess, clock: FakeClock, witness: Witness
+) -> None:
+    class Talkative(InlineSender):
+        def submit(self, delivery: Delivery, done: Any) -> None:
+            super().submit(delivery, done)
+            super().submit(delivery, done)
+
+    id = store.store_callback_request(a_request()).id
+    engine = an_engine(store, Talkative(ScriptedTransport([200, 500], clock=clock)), clock, witness)
+
+    drive(engine, clock, until=lambda: engine.is_idle() and EventKind.SUCCEEDED in witness.kinds())
+
+    assert len(store.get_callback_status(id).attempts) == 1
+
+
+def test_many_requests_that_meet_one_local_fault_pause_as_for_one(
+    store: InMemoryDataAccess, clock: FakeClock, transport: HeldTransport, witness: Witness
+) -> None:
+    ids = [store.store_callback_request(a_request()).id for _ in range(20)]
+    engine = an_engine(store, transport, clock, witness)
+    drive(engine, clock, until=lambda: len(transport.under_way) == 20)
+    began = clock.monotonic()
+
+    for id in ids:
+        transport.answer(id, NotSentReason.LOCAL_FAULT)
+    drive(engine, clock, until=lambda: len(transport.deliveries) > 20)
+
+    assert clock.monotonic() - began < 2
+
+
+def test_what_is_never_sent_does_not_make_the_dispatcher_spin(
+    store: InMemoryDataAccess, clock: FakeClock, witness: Witness
+) -> None:
+    store.store_callback_request(a_request())
+    transport = ScriptedTransport(default=NotSent(reason=NotSentReason.TIME_IS_UP), clock=clock)
+    engine = an_engine(store, InlineSender(transport), clock, witness)
+    began = clock.monotonic()
+
+    drive(engine, clock, until=lambda: clock.monotonic() > began + 10)
+
+    assert len(transport.deliveries) <= 110

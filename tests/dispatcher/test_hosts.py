@@ -109,3 +109,48 @@ def test_parked_callbacks_are_delivered_when_the_host_answers_again(
 
     assert all(store.get_callback_status(id).success for id in ids)
     assert all(len(store.get_callback_status(id).attempts) == 1 for id in ids)
+
+
+def test_a_line_is_as_long_as_its_host_is_quick() -> None:
+    hosts: HostLimits[int] = HostLimits(10)
+    for number in range(10):
+        hosts.admit("steady", number, now=0.0)
+    hosts.end("steady", 0, now=0.5)  # half a second each: ten at a time, one more every 50 ms
+    hosts.admit("steady", 100, now=0.5)
+
+    admissions = [hosts.admit("steady", number, now=0.5) for number in range(200, 206)]
+
+    assert admissions == [Admission.WAIT] * 2 + [Admission.PARK] * 4
+
+
+def test_a_busy_host_of_ordinary_speed_does_not_keep_a_healthy_one_waiting(
+    store: InMemoryDataAccess, clock: FakeClock, transport: HeldTransport, witness: Witness
+) -> None:
+    engine = an_engine(store, transport, clock, witness, concurrency=256, host_concurrency=64)
+    for _ in range(3000):
+        store.store_callback_request(to("busy.test"))
+    began = clock.monotonic()
+    arrivals: dict[str, float] = {}
+    waits: list[float] = []
+
+    def world() -> bool:
+        """Answer the busy host's requests after 0.9 s, the healthy one's at once; store one for it every second."""
+        now = clock.monotonic()
+        for id, (delivery, _) in list(transport.under_way.items()):
+            arrived = arrivals.setdefault(id, now)
+            if "healthy" in delivery.request.url:
+                waits.append(now - int(id) / 1e6)
+                transport.answer(id, 200)
+            elif now >= arrived + 0.9:
+                transport.answer(id, 200)
+        if now > began + 3 + len(waits) and not any(id.isdigit() for id in arrivals if id in transport.under_way):
+            store.store_callback_request(to("healthy.test"), id=str(int(now * 1e6)))
+        return len(waits) >= 10
+
+    for _ in range(20_000):
+        if world():
+            break
+        clock.advance(min(max(engine.step(), 0.001), 0.05))
+
+    assert len(waits) >= 10
+    assert sorted(waits)[5] < 1, waits

@@ -9,9 +9,10 @@ from datetime import timedelta
 
 import pytest
 
+from callbackq.core.delivery import Delivery, Outcome
 from callbackq.core.models import AttemptFailure, CallbackRequest, CallbackState, RetryPhase
 from callbackq.dispatcher import Dispatcher, StopReport
-from callbackq.errors import DataAccessError, DispatcherStateError
+from callbackq.errors import DataAccessError, DispatcherStateError, InvalidRequestError
 from callbackq.events import EventKind, ObservedEvent
 from callbackq.stores.memory import InMemoryDataAccess
 from callbackq.testing import FakeClock, RecordingNotifier, ScriptedTransport
@@ -312,12 +313,33 @@ def test_its_repr_and_health_say_how_it_is(
         ("retry_jitter", -0.1),
         ("lock_timeout", timedelta(seconds=16.9)),
         ("lock_timeout", timedelta(0)),
+        ("lock_timeout", 30),
+        ("lock_timeout", timedelta.max),
+        ("poll_interval", 0.25),
+        ("poll_interval", timedelta.max),
+        ("concurrency", "8"),
+        ("concurrency", 4.5),
+        ("concurrency", True),
+        ("max_abandoned", None),
+        ("retry_jitter", "much"),
+        ("response_policy", {410}),
+        ("observer", print),
+        ("notifier", print),
+        ("transport", object()),
+        ("transport", ScriptedTransport),
+        ("data_access", "callbacks.db"),
+        ("clock", 5),
+        ("random", 0.5),
         ("machine_name", "two\nlines"),
     ],
 )
-def test_an_impossible_setting_is_refused_when_it_is_built(setting: str, value: object, build: Build) -> None:
-    with pytest.raises(ValueError, match=setting):
-        build(transport=ScriptedTransport(deadline=timedelta(seconds=15)), **{setting: value})
+def test_an_impossible_setting_is_refused_by_name_when_it_is_built(setting: str, value: object, build: Build) -> None:
+    settings = {"transport": ScriptedTransport(deadline=timedelta(seconds=15)), setting: value}
+
+    with pytest.raises(InvalidRequestError) as caught:
+        build(**settings)
+
+    assert {name for name, _ in caught.value.errors} == {setting}
 
 
 def test_the_shortest_lock_timeout_that_fits_is_accepted(build: Build) -> None:
@@ -326,7 +348,10 @@ def test_the_shortest_lock_timeout_that_fits_is_accepted(build: Build) -> None:
 
 def test_a_notifier_needs_a_store_that_keeps_owed_emails(build: Build, store: InMemoryDataAccess) -> None:
     class Plain:
-        durability = store.durability
+        def __getattr__(self, name: str) -> object:
+            if "notification" in name:
+                raise AttributeError(name)
+            return getattr(store, name)
 
     with pytest.raises(ValueError, match="SupportsNotifications"):
         build(data_access=Plain(), transport=ScriptedTransport(), notifier=RecordingNotifier())
@@ -360,3 +385,111 @@ def test_after_a_fork_the_child_knows_that_it_is_not_running_and_can_start(
     os.waitpid(child, 0)
 
     assert dispatcher.health().state == "running"
+
+
+def test_request_stop_never_waits(store: InMemoryDataAccess, build: Build, transport: HeldTransport) -> None:
+    id = store.store_callback_request(a_request()).id
+    dispatcher = build(transport=transport)
+    dispatcher.start()
+    transport.wait_for(1)
+
+    dispatcher.request_stop(3600)
+
+    assert dispatcher.health().state == "stopping"
+    transport.answer(id, 200)
+    assert dispatcher.stop().finished == 1
+
+
+def test_a_stop_that_is_asked_for_while_the_store_is_opened_is_not_lost(clock: FakeClock, build: Build) -> None:
+    class Slow(InMemoryDataAccess):
+        def open(self) -> None:
+            dispatcher.request_stop()
+
+    dispatcher = build(data_access=Slow(clock=clock), transport=ScriptedTransport(clock=clock))
+
+    dispatcher.run()  # returns
+
+    assert dispatcher.health().state == "stopped"
+
+
+def test_a_failed_start_leaves_nothing_running(clock: FakeClock, build: Build) -> None:
+    class Deaf(InMemoryDataAccess):
+        def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
+            raise DataAccessError("no hints")
+
+    dispatcher = build(data_access=Deaf(clock=clock), transport=ScriptedTransport(clock=clock))
+
+    for _ in range(2):
+        with pytest.raises(DataAccessError):
+            dispatcher.start()
+    assert dispatcher.health().state == "new"
+
+
+def test_collaborators_that_raise_at_the_end_do_not_keep_a_stop_from_ending(
+    store: InMemoryDataAccess, clock: FakeClock, build: Build
+) -> None:
+    class Clinging(HeldTransport):
+        def interrupt(self, deliveries: object) -> None:
+            raise RuntimeError("no")
+
+    transport = Clinging(clock)
+    store.store_callback_request(a_request())
+    store.subscribe = lambda wake: lambda: 1 / 0  # type: ignore[assignment, return-value]
+    dispatcher = build(transport=transport)
+    dispatcher.start()
+    transport.wait_for(1)
+
+    assert dispatcher.stop(0).unrecorded == 1
+    assert dispatcher.health().state == "stopped"
+
+
+def test_an_observer_that_stops_at_the_start_does_not_wait_for_itself(clock: FakeClock, build: Build) -> None:
+    class Hasty(Witness):
+        def observe(self, event: ObservedEvent) -> None:
+            super().observe(event)
+            if event.kind is EventKind.STARTED:
+                dispatcher.stop()
+
+    witness = Hasty()
+    dispatcher = build(transport=ScriptedTransport(clock=clock), observer=witness)
+
+    dispatcher.start()
+
+    witness.wait_for(EventKind.STOPPED)
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), GeneratorExit()], ids=repr)
+def test_an_observer_that_wants_to_end_the_thread_stops_nothing(
+    error: BaseException, store: InMemoryDataAccess, clock: FakeClock, build: Build
+) -> None:
+    class Rude(Witness):
+        def observe(self, event: ObservedEvent) -> None:
+            super().observe(event)
+            raise error
+
+    witness = Rude()
+    build(transport=ScriptedTransport(clock=clock), observer=witness).start()
+    store.store_callback_request(a_request())
+
+    witness.wait_for(EventKind.SUCCEEDED)
+
+
+def test_run_until_idle_is_not_done_while_callbacks_that_were_due_are_parked(
+    store: InMemoryDataAccess, build: Build
+) -> None:
+    import time
+
+    class Slow(ScriptedTransport):
+        def send(self, delivery: Delivery) -> Outcome:
+            threading.Event().wait(0.15)
+            return super().send(delivery)
+
+    clock = None
+    slow_store = InMemoryDataAccess()
+    ids = [slow_store.store_callback_request(a_request()).id for _ in range(12)]
+    began = time.monotonic()
+
+    assert build(data_access=slow_store, clock=clock, transport=Slow(), host_concurrency=2).run_until_idle(30)
+
+    assert all(slow_store.get_callback_status(id).success for id in ids)
+    assert time.monotonic() - began < 30

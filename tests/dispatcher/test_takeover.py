@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
-from callbackq.core.models import CallbackState, RetryPhase
+from callbackq.core.lifecycle import Transition
+from callbackq.core.models import AttemptFailure, CallbackState, RetryPhase
+from callbackq.dataaccess import AttemptRecord
 from callbackq.dispatcher import Dispatcher
+from callbackq.errors import DataAccessError, LockLostError
 from callbackq.events import EventKind
 from callbackq.stores.memory import InMemoryDataAccess
 from callbackq.testing import FakeClock, ScriptedTransport
-from support.dispatching import HeldTransport, Witness, a_request, an_engine, drive
+from support.dispatching import HeldTransport, InlineSender, Witness, a_request, an_engine, drive
 
 Build = Callable[..., Dispatcher]
 
@@ -79,7 +82,7 @@ def test_a_dispatcher_that_stood_still_longer_than_its_lock_does_not_send_its_ow
     engine = an_engine(store, transport, clock, witness)
     drive(engine, clock, until=lambda: id in transport.under_way)
 
-    clock.advance(60)
+    clock.advance(40)
     engine.wake()
     engine.step()
     transport.answer(id, 200)
@@ -89,3 +92,42 @@ def test_a_dispatcher_that_stood_still_longer_than_its_lock_does_not_send_its_ow
     status = store.get_callback_status(id)
     assert [attempt.late for attempt in status.attempts] == [False]
     assert [lock.completed for lock in status.locks] == [False, True]
+
+
+def test_a_transport_that_never_answers_at_all_loses_its_slot_in_the_end(
+    store: InMemoryDataAccess, clock: FakeClock, transport: HeldTransport, witness: Witness
+) -> None:
+    id = store.store_callback_request(a_request()).id
+    engine = an_engine(store, transport, clock, witness)
+    drive(engine, clock, until=lambda: id in transport.under_way)
+
+    drive(engine, clock, until=lambda: EventKind.FAILED in witness.kinds())
+
+    (attempt,) = store.get_callback_status(id).attempts
+    assert attempt.failure is AttemptFailure.TIMEOUT
+    transport.answer(id, 200)  # whatever it says now is too late
+    engine.step()
+    assert engine.busy == 0
+
+
+def test_a_result_that_the_store_took_and_denied_is_not_recorded_a_second_time(
+    clock: FakeClock, witness: Witness
+) -> None:
+    class Denying(InMemoryDataAccess):
+        denials = 1
+
+        def record_attempts(self, records: Sequence[AttemptRecord]) -> list[Transition | LockLostError]:
+            results = super().record_attempts(records)
+            if self.denials:
+                self.denials -= 1
+                raise DataAccessError("the connection broke at COMMIT")
+            return results
+
+    store = Denying(clock=clock)
+    id = store.store_callback_request(a_request(retry_phases=[RetryPhase(retries=1, delay=timedelta(0))])).id
+    sent = ScriptedTransport([500, 500], clock=clock)
+    engine = an_engine(store, InlineSender(sent), clock, witness)
+
+    drive(engine, clock, until=lambda: EventKind.FAILED in witness.kinds())
+
+    assert len(store.get_callback_status(id).attempts) == len(sent.deliveries) == 2

@@ -14,8 +14,8 @@ from callbackq.transport.threaded import ThreadedSender
 from support.dispatching import LIMIT, a_request
 
 
-def a_delivery(id: str = "c") -> Delivery:
-    return Delivery(callback_id=id, request=a_request(), sequence=1, attempt=1, token=1, ends_at=0.0)
+def a_delivery(id: str = "c", *, ends_at: float = FakeClock().monotonic() + 27) -> Delivery:
+    return Delivery(callback_id=id, request=a_request(), sequence=1, attempt=1, token=1, ends_at=ends_at)
 
 
 class Gate:
@@ -75,7 +75,7 @@ def test_as_many_are_under_way_as_there_are_threads_and_the_rest_wait(gate: Gate
     sender.close()
 
 
-def test_an_interrupt_ends_the_waiting_as_not_sent_and_the_begun_as_interrupted(gate: Gate, outcomes: Outcomes) -> None:
+def test_an_interrupt_takes_back_who_waits_and_lets_the_begun_go_on(gate: Gate, outcomes: Outcomes) -> None:
     sender = ThreadedSender(gate, threads=1, clock=FakeClock())
     begun, waiting = a_delivery("begun"), a_delivery("waiting")
     sender.submit(begun, outcomes.take)
@@ -84,27 +84,39 @@ def test_an_interrupt_ends_the_waiting_as_not_sent_and_the_begun_as_interrupted(
 
     sender.interrupt([begun, waiting])
 
-    interrupted, not_sent = outcomes.wait_for(2)
-    assert isinstance(interrupted, Answer)
-    assert interrupted.failure is AttemptFailure.INTERRUPTED
-    assert not_sent == NotSent(reason=NotSentReason.STOPPED)
+    assert outcomes.wait_for(1) == [NotSent(reason=NotSentReason.STOPPED)]
     gate.open.set()
+    assert [type(outcome) for outcome in outcomes.wait_for(2)] == [NotSent, Answer]
     sender.close()
 
 
-def test_the_result_of_an_interrupted_send_is_told_to_nobody(gate: Gate, outcomes: Outcomes) -> None:
-    sender = ThreadedSender(gate, threads=1, clock=FakeClock())
-    begun = a_delivery("begun")
-    sender.submit(begun, outcomes.take)
-    assert gate.began.acquire(timeout=LIMIT)
-    sender.interrupt([begun])
+def test_what_has_waited_too_long_for_a_thread_is_not_sent(gate: Gate, outcomes: Outcomes) -> None:
+    clock = FakeClock()
+    sender = ThreadedSender(gate, threads=1, clock=clock)
+    fits, too_late = clock.monotonic() + gate.deadline.total_seconds(), clock.monotonic() - 1
+
     gate.open.set()
+    sender.submit(a_delivery("fits", ends_at=fits), outcomes.take)
+    sender.submit(a_delivery("too late", ends_at=too_late), outcomes.take)
 
-    sender.submit(a_delivery("next"), outcomes.take)
-
-    assert len(outcomes.wait_for(2)) == 2
+    sent, not_sent = outcomes.wait_for(2)
+    assert isinstance(sent, Answer)
+    assert not_sent == NotSent(reason=NotSentReason.TIME_IS_UP)
     sender.close()
-    assert len(outcomes.all) == 2
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), GeneratorExit()], ids=repr)
+def test_a_thread_survives_whatever_a_transport_raises(error: BaseException, outcomes: Outcomes) -> None:
+    class Raising(Gate):
+        def send(self, delivery: Delivery) -> Outcome:
+            raise error
+
+    sender = ThreadedSender(Raising(), threads=1, clock=FakeClock())
+    for _ in range(2):
+        sender.submit(a_delivery(), outcomes.take)
+
+    assert [outcome.failure for outcome in outcomes.wait_for(2)] == [AttemptFailure.INTERNAL] * 2  # type: ignore[union-attr]
+    sender.close()
 
 
 def test_its_threads_end_when_it_is_closed(gate: Gate, outcomes: Outcomes) -> None:

@@ -10,9 +10,10 @@ from callbackq.core.delivery import Answer, Delivery, NotSent, NotSentReason, Ou
 from callbackq.core.models import AttemptFailure, CallbackData, CallbackRequest
 from callbackq.core.verdict import ResponsePolicy
 from callbackq.dataaccess import DataAccess
-from callbackq.engine import Engine, Settings
+from callbackq.engine import Engine
 from callbackq.events import EventKind, ObservedEvent
 from callbackq.reporting import Reporter
+from callbackq.settings import Settings
 from callbackq.testing import FakeClock
 from callbackq.transport.protocol import SupportsSubmit, Transport
 
@@ -130,6 +131,7 @@ def an_engine(
         max_abandoned=5,
         retry_jitter=0.0,
         response_policy=ResponsePolicy(),
+        deadline=timedelta(seconds=15),
     )
     return Engine(
         data_access,

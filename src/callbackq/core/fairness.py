@@ -19,7 +19,12 @@ __all__ = ["Admission", "HostLimits"]
 _SLOW_AFTER_SECONDS: Final = 1.0
 # How long a callback may stand in line, locked. Short beside any lock timeout.
 _LONGEST_LINE_SECONDS: Final = 1.0
+# How long the last in a line may have to wait, by what its host took lately: whoever stands there takes a slot that
+# another host could use.
+_LONGEST_EXPECTED_SECONDS: Final = 0.1
 _LONGEST_PARKING_SECONDS: Final = 60.0
+# How much of what a host took so far counts beside its latest answer.
+_MEMORY: Final = 0.9
 
 T = TypeVar("T", bound=Hashable)
 
@@ -47,6 +52,8 @@ class HostLimits(Generic[T]):
         self._under_way: dict[str, dict[T, float]] = {}
         self._lines: dict[str, deque[tuple[T, float]]] = {}
         self._parked: dict[str, int] = {}
+        # What a request took lately, for the hosts that have any under way.
+        self._typical: dict[str, float] = {}
 
     def admit(self, host: str, item: T, now: float) -> Admission:
         """
@@ -58,7 +65,9 @@ class HostLimits(Generic[T]):
         if len(under_way) < self._limit and host not in self._lines:
             under_way[item] = now
             return Admission.SEND
-        if self._slowness(host, now) > _SLOW_AFTER_SECONDS:
+        line = self._lines.get(host, ())
+        expected = self._typical.get(host, 0.0) * (len(line) + 1) / self._limit
+        if self._age_of_oldest(host, now) > _SLOW_AFTER_SECONDS or expected > _LONGEST_EXPECTED_SECONDS:
             return Admission.PARK
         self._lines.setdefault(host, deque()).append((item, now + _LONGEST_LINE_SECONDS))
         return Admission.WAIT
@@ -71,7 +80,8 @@ class HostLimits(Generic[T]):
             The next in line, counted as started; ``None`` when nobody stands there.
         """
         under_way = self._under_way[host]
-        del under_way[item]
+        took = now - under_way.pop(item)
+        self._typical[host] = took + _MEMORY * (self._typical.get(host, took) - took)
         if parked := self._parked.get(host):
             # A place is free again, so the line moves: those parked from here on come back sooner.
             self._parked[host] = parked - 1
@@ -84,6 +94,7 @@ class HostLimits(Generic[T]):
             return follower
         if not under_way:
             del self._under_way[host]
+            self._typical.pop(host, None)
             self._parked.pop(host, None)
         return None
 
@@ -106,9 +117,10 @@ class HostLimits(Generic[T]):
         circles.
         """
         parked = self._parked[host] = self._parked.get(host, 0) + 1
-        return min(self._slowness(host, now) * (1 + parked / self._limit), _LONGEST_PARKING_SECONDS)
+        slowness = max(self._age_of_oldest(host, now), self._typical.get(host, 0.0))
+        return min(slowness * (1 + parked / self._limit), _LONGEST_PARKING_SECONDS)
 
-    def _slowness(self, host: str, now: float) -> float:
+    def _age_of_oldest(self, host: str, now: float) -> float:
         # Dicts keep their order: the first entry is the one that has been under way the longest.
         under_way = self._under_way.get(host)
         return now - next(iter(under_way.values())) if under_way else 0.0

@@ -66,6 +66,7 @@ class SupportsSubmit(Protocol):
 
         Those that have not begun to send are `NotSent` (stopped), the others answers with the failure
         ``interrupted``, except when the head of their answer is complete already: then its status is known, and
-        stands. *done* is called for each soon after.
+        stands. *done* is called for each soon after. An attempt that can't be ended from outside goes on, and its
+        *done* is called when it is over.
         """
         ...

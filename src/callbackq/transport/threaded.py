@@ -12,6 +12,7 @@ from typing import Final
 from callbackq.clock import Clock
 from callbackq.core.delivery import Answer, Delivery, NotSent, NotSentReason, Outcome
 from callbackq.core.models import AttemptFailure
+from callbackq.transport.details import detail_of
 from callbackq.transport.protocol import Transport
 
 __all__ = ["ThreadedSender"]
@@ -20,6 +21,8 @@ _log = logging.getLogger("callbackq.transport")
 
 # A thread that has had nothing to do for so long ends; another is started when there is work again.
 _IDLE_SECONDS: Final = 30.0
+# Half of the least margin that is kept free for recording: what a wait for a thread may use of it.
+_SLACK_SECONDS: Final = 1.0
 
 
 class ThreadedSender:
@@ -65,14 +68,18 @@ class ThreadedSender:
                 self._finish(delivery, NotSent(reason=NotSentReason.LOCAL_FAULT, detail=type(error).__name__))
 
     def interrupt(self, deliveries: Iterable[Delivery]) -> None:
+        """
+        Take those back that wait for a thread.
+
+        A blocking send can't be ended from outside. To call it interrupted would make its callback due again while
+        it is still being sent; so it goes on, and if nobody waits for it any more, its lock times out.
+        """
         for delivery in deliveries:
             with self._changed:
-                begun = delivery not in self._waiting
-                if not begun:
-                    self._waiting.remove(delivery)
-            # A blocking send can't be ended from outside; its result, when it comes, finds nobody waiting.
-            stopped = NotSent(reason=NotSentReason.STOPPED)
-            self._finish(delivery, self._failed(AttemptFailure.INTERRUPTED) if begun else stopped)
+                if delivery not in self._waiting:
+                    continue
+                self._waiting.remove(delivery)
+            self._finish(delivery, NotSent(reason=NotSentReason.STOPPED))
 
     def close(self) -> None:
         """Let the threads end after what they are doing."""
@@ -82,13 +89,25 @@ class ThreadedSender:
 
     def _work(self) -> None:
         while (delivery := self._next()) is not None:
-            try:
-                outcome = self._transport.send(delivery)
-            except Exception:
-                # A user's transport may raise anything; its thread and the callback must survive that.
-                _log.exception("a transport raised instead of returning an answer")
-                outcome = self._failed(AttemptFailure.INTERNAL)
-            self._finish(delivery, outcome)
+            self._finish(delivery, self._send(delivery))
+
+    def _send(self, delivery: Delivery) -> Outcome:
+        # It may have waited for a thread. What is sent too late outlasts its lock, and is sent by somebody else, too.
+        if self._clock.monotonic() + self._transport.deadline.total_seconds() > delivery.ends_at + _SLACK_SECONDS:
+            return NotSent(reason=NotSentReason.TIME_IS_UP)
+        try:
+            return self._transport.send(delivery)
+        except BaseException as error:
+            # A user's transport may raise anything, the end of the program included; its thread and the callback must
+            # survive that.
+            _log.exception("a transport raised instead of returning an answer")
+            return Answer(
+                status_code=0,
+                time=self._clock.now(),
+                duration=timedelta(0),
+                failure=AttemptFailure.INTERNAL,
+                detail=detail_of(error),
+            )
 
     def _next(self) -> Delivery | None:
         with self._changed:
@@ -105,6 +124,3 @@ class ThreadedSender:
             done = self._callbacks.pop(id(delivery), None)
         if done is not None:
             done(outcome)
-
-    def _failed(self, failure: AttemptFailure) -> Answer:
-        return Answer(status_code=0, time=self._clock.now(), duration=timedelta(0), failure=failure)

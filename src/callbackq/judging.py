@@ -1,0 +1,117 @@
+"""
+What an outcome means for its callback, with the host's own code (transport, response policy) fenced off.
+
+Whatever a transport hands back becomes an attempt that a store can take; whatever a policy raises, the answer is
+judged.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+
+from callbackq.clock import Clock
+from callbackq.core.delivery import Answer
+from callbackq.core.lifecycle import Transition, abandon, after_attempt
+from callbackq.core.models import AttemptFailure, CallbackAttempt, CallbackState, FailedReason
+from callbackq.core.retry import parse_retry_after
+from callbackq.core.verdict import ResponsePolicy, Verdict
+from callbackq.dataaccess import Acquired
+from callbackq.settings import Settings
+
+__all__ = ["Judge"]
+
+_log = logging.getLogger("callbackq")
+
+
+class Judge:
+    """
+    Turns outcomes into attempts, and attempts into transitions.
+
+    Args:
+        settings: the host's choices.
+        clock: for attempts of which nothing else is known.
+        random: chance, from 0 to 1, for jitter.
+    """
+
+    def __init__(self, settings: Settings, clock: Clock, random: Callable[[], float]) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._random = random
+
+    def attempt(self, outcome: object) -> tuple[CallbackAttempt, timedelta | None]:
+        """Return the attempt that *outcome* (an `Answer`, if all is well) stands for, and its Retry-After."""
+        if isinstance(outcome, CallbackAttempt):
+            return outcome, None  # ours: `no_answer`
+        try:
+            if isinstance(outcome, Answer):
+                return self._attempt(outcome), self._retry_after(outcome)
+            _log.error("the transport returned a %s instead of an Answer or NotSent", type(outcome).__name__)
+        except Exception:
+            _log.exception("the transport returned an answer that can't be recorded")
+        return self.no_answer(AttemptFailure.INTERNAL), None
+
+    def no_answer(self, failure: AttemptFailure) -> CallbackAttempt:
+        """Return the attempt of a transport that said nothing of use."""
+        return CallbackAttempt(
+            status_code=0,
+            time=self._clock.now(),
+            duration=timedelta(0),
+            failure=failure,
+            machine_name=self._settings.machine_name,
+        )
+
+    def after_attempt(self, acquired: Acquired, attempt: CallbackAttempt, retry_after: timedelta | None) -> Transition:
+        """Decide what follows from an attempt."""
+        if acquired.request is None:
+            return self._undecodable(acquired)
+        return after_attempt(
+            acquired.request,
+            attempts_made=acquired.attempts_made,
+            verdict=self._verdict(attempt.status_code),
+            failure=attempt.failure,
+            retry_after=retry_after,
+            jitter=self._settings.retry_jitter,
+            random=self._random(),
+        )
+
+    def unsent(self, acquired: Acquired) -> Transition | None:
+        """Decide whether a callback that was just acquired ends without being sent; ``None`` to send it."""
+        if acquired.request is None:
+            return self._undecodable(acquired)
+        return abandon(acquired.request, abandoned=acquired.abandoned, max_abandoned=self._settings.max_abandoned)
+
+    def _undecodable(self, acquired: Acquired) -> Transition:
+        # Nobody can be told by e-mail: what it would say can't be read.
+        return Transition(
+            state=CallbackState.FAILED,
+            hold=acquired.on_exhausted == "hold",
+            failed_reason=FailedReason.UNDECODABLE,
+        )
+
+    def _attempt(self, answer: Answer) -> CallbackAttempt:
+        return CallbackAttempt(
+            status_code=answer.status_code,
+            response=answer.response,
+            time=answer.time,
+            duration=answer.duration,
+            failure=answer.failure,
+            machine_name=self._settings.machine_name,
+            truncated=answer.truncated,
+        )
+
+    def _retry_after(self, answer: Answer) -> timedelta | None:
+        if self._settings.response_policy.honour_retry_after:
+            for name, value in answer.response.headers.items():
+                if name.lower() == "retry-after":
+                    return parse_retry_after(value, answer.time + answer.duration)
+        return None
+
+    def _verdict(self, status_code: int) -> Verdict:
+        try:
+            return self._settings.response_policy.judge(status_code)
+        except Exception:
+            # A policy of the host's. Its fault must neither lose the answer nor look like one of the store.
+            _log.exception("the response policy raised; the answer is judged by the default policy")
+            return ResponsePolicy().judge(status_code)
