@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from attrs import evolve
 
-from callbackq.core.models import CallbackLock, CallbackRequest, CallbackState, CallbackStatus
+from callbackq.core.models import CallbackLock, CallbackRequest, CallbackState, CallbackStatus, RetryPhase
 from callbackq.testing.history import RULES, Arrival, History, Judgement
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -40,7 +40,11 @@ def lock(token: int, begin: float, end: float, *, completed: bool = True) -> Cal
 def status(id: str, sequence: int, *locks: CallbackLock, queue: str = "q") -> CallbackStatus:
     return CallbackStatus(
         id=id,
-        request=CallbackRequest(url="http://receiver.test/", queue_id=queue),
+        request=CallbackRequest(
+            url="http://receiver.test/",
+            queue_id=queue,
+            retry_phases=[RetryPhase(retries=1, delay=timedelta(seconds=0.5))],
+        ),
         queue_id=queue,
         sequence=sequence,
         state=CallbackState.SUCCEEDED,
@@ -92,6 +96,11 @@ BROKEN = {
     "token order": {
         "arrivals": [arrival("a", 1, 2, 0.0, None), arrival("a", 1, 1, 1.0), *CLEAN_ARRIVALS[2:]],
     },
+    "too many": {
+        "arrivals": [*CLEAN_ARRIVALS[:2], arrival("a", 1, 9, 1.6, None), *CLEAN_ARRIVALS[2:]],
+        "statuses": replaced(CLEAN_STATUSES, 0, locks=(lock(1, 0, 0.5), lock(2, 1, 1.5), lock(9, 1.6, 1.7))),
+    },
+    "too soon": {"arrivals": [CLEAN_ARRIVALS[0], arrival("a", 1, 2, 0.4), *CLEAN_ARRIVALS[2:]]},
     "order": {"arrivals": [*CLEAN_ARRIVALS[:2], arrival("b", 2, 3, 0.2, 0.3), *CLEAN_ARRIVALS[3:]]},
     "early start": {"arrivals": [*CLEAN_ARRIVALS[:2], arrival("b", 2, 3, 1.05, 3.0), *CLEAN_ARRIVALS[3:]]},
     "stale": {"arrivals": [*CLEAN_ARRIVALS, arrival("a", 1, 2, 5.0, None)]},
@@ -149,3 +158,10 @@ def test_arrivals_are_read_from_the_headers_callbackq_sends() -> None:
     }
 
     assert Arrival.from_headers(headers, started=1.0, accepted=None) == arrival("a", 7, 9, 1.0, None)
+
+
+def test_a_request_whose_lock_was_abandoned_uses_up_no_retry_and_needs_no_delay() -> None:
+    first = [arrival("a", 1, 1, 0.0, None), arrival("a", 1, 2, 0.1, None), arrival("a", 1, 8, 1.0)]
+    locks = (lock(1, 0, 0.05, completed=False), lock(2, 0.1, 0.2), lock(8, 1, 1.5))
+
+    assert judge([*first, *CLEAN_ARRIVALS[2:]], replaced(CLEAN_STATUSES, 0, locks=locks)).ok

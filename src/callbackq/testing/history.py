@@ -16,7 +16,8 @@ from typing import Final
 
 from attrs import field, frozen
 
-from callbackq.core.models import CallbackState, CallbackStatus
+from callbackq.core.models import AttemptFailure, CallbackState, CallbackStatus
+from callbackq.core.retry import attempts_allowed, delay_before_retry
 
 __all__ = ["Arrival", "History", "Judgement", "Violation"]
 
@@ -77,6 +78,8 @@ RULES: Final = {
     "contradiction": "a callback that counts as delivered was accepted by a receiver",
     "unrecorded": "every request was sent under a lock that is in the record",
     "token order": "requests for one callback carry rising tokens",
+    "too many": "no more requests than the phases allow, besides those whose locks were abandoned",
+    "too soon": "a retry starts no earlier than its phase's delay after the request before",
     "order": "first acceptances in a queue come in the order of its numbers",
     "early start": "no request starts before the callbacks in front are accepted or have failed",
     "stale": "no request for a callback starts after one for a later callback of its queue",
@@ -195,6 +198,27 @@ class History:
             if arrival.token <= last_token:
                 self._break("token order", id, f"token {arrival.token} after {last_token}")
             last_token = max(last_token, arrival.token)
+        if status is not None:
+            self._judge_retries(status, arrivals)
+
+    def _judge_retries(self, status: CallbackStatus, arrivals: list[Arrival]) -> None:
+        # What a stop interrupted is not counted, and due again at once; the record doesn't say which request it was.
+        interrupted = sum(attempt.failure is AttemptFailure.INTERRUPTED for attempt in status.attempts)
+        completed = {lock.token for lock in status.locks if lock.completed}
+        phases = status.request.retry_phases
+        counted = sum(arrival.token in completed for arrival in arrivals)
+        if counted > attempts_allowed(phases) + interrupted:
+            self._break("too many", status.id, f"{counted} requests where the phases allow {attempts_allowed(phases)}")
+        if interrupted:
+            return
+        made = 0
+        for before, after in pairwise(arrivals):
+            if before.token not in completed:
+                continue
+            made += 1
+            delay = delay_before_retry(phases, made)
+            if delay is not None and after.started - before.started < delay.total_seconds():
+                self._break("too soon", status.id, f"retry {made} after {after.started - before.started:.3f} s")
 
     def _judge_queue(self, arrivals: list[Arrival]) -> None:
         first_accepted: dict[int, float] = {}
