@@ -24,7 +24,7 @@ lint:  ## check form, lint and types
 	$(PYTHON) -m basedpyright
 
 test:  ## run the tests that need no real processes
-	$(PYTHON) -m pytest -q -m "not system"
+	$(PYTHON) -m pytest -q -n 2 -m "not system"
 
 system:  ## run the tests with real processes, sockets and kills
 	$(PYTHON) -m pytest -q -m system

@@ -1,6 +1,8 @@
 """
 Two dispatcher processes on one SQLite file; one is killed with callbacks in flight, the other takes over.
 
+Both run on this machine, as all that share a SQLite file must; *machine* is only what a dispatcher is called.
+
     python examples/two_machines.py
 """
 
@@ -15,9 +17,10 @@ from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from callbackq import CallbackRequest, Dispatcher, HTTPTransport, SQLiteDataAccess, TargetPolicy
+from callbackq import CallbackRequest, Dispatcher, HTTPTransport, RetryPhase, SQLiteDataAccess, TargetPolicy
 
 QUEUES, LENGTH = 8, 10
+PHASES = [RetryPhase(retries=12, delay=timedelta(minutes=5))]
 accepted: defaultdict[str, list[int]] = defaultdict(list)
 
 
@@ -48,7 +51,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "callbacks.db"
         with SQLiteDataAccess(path) as store:
-            requests = [CallbackRequest(url=url, queue_id=f"car-{n % QUEUES}") for n in range(QUEUES * LENGTH)]
+            requests = [
+                CallbackRequest(url=url, queue_id=f"car-{n % QUEUES}", retry_phases=PHASES)
+                for n in range(QUEUES * LENGTH)
+            ]
             store.store_callback_requests(requests)
             context = multiprocessing.get_context("spawn")
             alpha, beta = (context.Process(target=dispatch, args=(path, name)) for name in ("alpha", "beta"))

@@ -16,15 +16,21 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.request import urlopen
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from callbackq import CallbackRequest, Dispatcher, HTTPTransport, SQLiteDataAccess, TargetPolicy
+from callbackq import CallbackRequest, Dispatcher, HTTPTransport, RetryPhase, SQLiteDataAccess, TargetPolicy
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
+
+PHASES = [  # without any there is one attempt
+    RetryPhase(retries=5, delay=timedelta(seconds=10)),
+    RetryPhase(retries=12, delay=timedelta(minutes=5)),
+]
 
 
 class Shop:
@@ -40,7 +46,7 @@ class Shop:
             print(f"warehouse: callback {environ['HTTP_WEBHOOK_ID']}")
         elif path.startswith("/order/"):
             order = path.removeprefix("/order/")
-            request = CallbackRequest(url=self._warehouse_url, queue_id=order)
+            request = CallbackRequest(url=self._warehouse_url, queue_id=order, retry_phases=PHASES)
             # Under an id of its own, a request that is repeated stores one callback.
             status = self._store.store_callback_request(request, id=f"order-{order}-placed")
             print(f"shop: stored {status.id}, {status.state.value}")

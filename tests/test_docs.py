@@ -25,6 +25,7 @@ from callbackq.core.models import CallbackState
 from support.pages import DOCS, PAGES, ROOT, Block, Command, blocks_of, matches, name_of
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+TUTORIAL = DOCS / "tutorial.md"
 NOT_RUN = 2
 """Blocks that can't run: each would need a web server of others, or wait for a signal. Keep it small."""
 
@@ -44,6 +45,13 @@ def test_snippets_run_and_print_what_the_page_says(page: Path, tmp_path: Path, m
             printed = run(block, page, namespace)
         elif block.kind == "output":
             assert matches(block.text, printed), f"{name_of(page)}:{block.line}: it prints\n{printed}"
+        elif page == TUTORIAL:
+            continue  # needs a second terminal, below
+        elif block.caption:
+            (tmp_path / block.caption).write_text(block.text, encoding="utf-8")
+        elif block.kind == "console":
+            for command, expected in commands_in(block.text):
+                do(command, expected, tmp_path)
     namespace.clear()
     gc.collect()
 
@@ -82,7 +90,7 @@ def test_tutorial_goes_as_it_says(tmp_path: Path) -> None:
     port = str(a_free_port())
     with contextlib.ExitStack() as terminals:
         other_terminal: Command | None = None
-        for block in blocks_of(DOCS / "tutorial.md"):
+        for block in blocks_of(TUTORIAL):
             text = block.text.replace("8000", port)
             if block.caption:
                 (tmp_path / block.caption).write_text(text, encoding="utf-8")
@@ -106,7 +114,7 @@ def commands_in(text: str) -> Iterator[tuple[str, list[str]]]:
         yield command, lines
 
 
-def do(command: str, expected: list[str], folder: Path, other_terminal: Command | None) -> None:
+def do(command: str, expected: list[str], folder: Path, other_terminal: Command | None = None) -> None:
     running = Command(command, folder)
     try:
         is_killed = expected[-1:] == ["^\\Quit"]

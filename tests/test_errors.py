@@ -55,7 +55,7 @@ EXAMPLES: list[tuple[CallbackqError, str, dict[str, Any]]] = [
     ),
     (
         LockLostError("an id", 7),
-        "the lock with token 7 on callback 'an id' was lost to a later one",
+        "the lock with token 7 no longer holds callback 'an id'",
         {"id": "an id", "token": 7},
     ),
     (

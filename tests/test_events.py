@@ -18,6 +18,7 @@ def test_an_event_becomes_one_line_with_all_it_knows(caplog: pytest.LogCaptureFi
         callback_id="c-1",
         queue_id="HONDA",
         application_id="shop",
+        origin="https://receiver.example:443",
         sequence=3,
         token=12,
         attempt=2,
@@ -31,8 +32,8 @@ def test_an_event_becomes_one_line_with_all_it_knows(caplog: pytest.LogCaptureFi
 
     (record,) = caplog.records
     assert record.getMessage() == (
-        "retry scheduled: callback='c-1' queue='HONDA' sequence=3 application='shop' attempt=2 status=503 "
-        "duration=0.040s next_in=10.000s machine='one'"
+        "retry scheduled: callback='c-1' queue='HONDA' sequence=3 application='shop' "
+        "origin='https://receiver.example:443' attempt=2 status=503 duration=0.040s next_in=10.000s machine='one'"
     )
     assert record.levelno == logging.INFO
     assert record.callbackq_event is event  # type: ignore[attr-defined]
@@ -47,15 +48,24 @@ def test_a_failure_says_why(caplog: pytest.LogCaptureFixture) -> None:
             attempt=1,
             failure=AttemptFailure.TIMEOUT,
             failed_reason=FailedReason.EXHAUSTED,
+            detail="waiting for the head",
         )
     )
 
-    assert "failure=timeout reason=exhausted" in caplog.records[0].getMessage()
+    message = caplog.records[0].getMessage()
+    assert message.endswith("failure=timeout reason=exhausted detail='waiting for the head' machine='one'")
 
 
 def test_ids_cannot_forge_log_lines_or_move_a_terminals_cursor(caplog: pytest.LogCaptureFixture) -> None:
     LoggingObserver().observe(
-        ObservedEvent(kind=EventKind.FAILED, machine_name="m\n", callback_id="a\x1b[2J", queue_id="‮evil\nsucceeded:")
+        ObservedEvent(
+            kind=EventKind.FAILED,
+            machine_name="m\n",
+            callback_id="a\x1b[2J",
+            origin="\n",
+            detail="\r",
+            queue_id="‮evil\nsucceeded:",
+        )
     )
 
     message = caplog.records[0].getMessage()

@@ -58,6 +58,7 @@ def a_failed_callback(
     failed_reason: FailedReason | None = FailedReason.EXHAUSTED,
     attempts: int = 2,
     last_failure: AttemptFailure | None = None,
+    detail: str = "",
     tokens: tuple[int, ...] = (1, 2),
 ) -> CallbackStatus:
     secrets = CallbackData(headers={"x-api-key": HEADER_CANARY}, data=BODY_CANARY.encode())
@@ -78,6 +79,7 @@ def a_failed_callback(
                 response=secrets,
                 time=NOON + timedelta(minutes=number),
                 duration=timedelta(seconds=1),
+                detail=detail,
             )
             for number in range(attempts)
         ],
@@ -293,6 +295,12 @@ def test_the_email_says_which_callback_failed_how_and_what_to_do(post_office: Po
         ({"on_exhausted": "hold", "queue_id": ""}, "one of its own", "SKIP"),
         ({"application_id": ""}, "Application:   not named", "''"),
         ({"last_failure": AttemptFailure.TIMEOUT}, "Last answer:   none (timeout)", "status"),
+        ({"last_failure": AttemptFailure.CONNECT, "detail": "ECONNREFUSED"}, "none (connect: ECONNREFUSED)", "status"),
+        (
+            {"last_failure": AttemptFailure.TARGET_NOT_ALLOWED, "detail": "10.0.0.0/8 (10.1.2.3)"},
+            "none (target_not_allowed)",
+            "10.",
+        ),
         ({"attempts": 0, "failed_reason": FailedReason.ABANDONED}, "Attempts:      0", "Last"),
         ({"failed_reason": FailedReason.UNDECODABLE}, "undecodable: the stored request can't be read", "phases"),
         ({"state": CallbackState.SUCCEEDED, "failed_reason": None}, "Its state is now: succeeded.", "REDELIVER"),

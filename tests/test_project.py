@@ -54,7 +54,7 @@ def test_readme_has_the_two_commands() -> None:
 
     assert "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/python -m callbackq demo" in commands
     assert (
-        ".venv/bin/pip install -U pip && .venv/bin/pip install -e . --group dev && .venv/bin/python -m pytest"
+        ".venv/bin/pip install -U pip && .venv/bin/pip install -e . --group dev && .venv/bin/python -m pytest -n 2"
         in commands
     )
 

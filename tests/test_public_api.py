@@ -20,11 +20,15 @@ SNAPSHOT = Path(__file__).with_name("public_api.txt")
 MODULES = [
     "callbackq",
     "callbackq.codec",
+    "callbackq.core.delivery",
+    "callbackq.core.lifecycle",
     "callbackq.dataaccess",
+    "callbackq.errors",
     "callbackq.events",
     "callbackq.signing",
     "callbackq.testing",
     "callbackq.testing.history",
+    "callbackq.transport",
 ]
 
 
@@ -83,6 +87,7 @@ def test_every_name_of_the_contract_can_be_imported() -> None:
         "SMTPNotifier",
         "Observer",
         "Clock",
+        "SystemClock",
         "CallbackqError",
         "InvalidRequestError",
         "TargetNotAllowedError",

@@ -2,12 +2,12 @@
 Deliver HTTP callbacks (webhooks) durably and in order, from inside your application.
 
 Store a `CallbackRequest` in a `DataAccess`; a `Dispatcher` in a thread of yours delivers it: in order within its
-queue, at least once, with retries in phases, through crashes and on several machines.
+queue, at least once, with retries in phases, through crashes, and from as many processes as share the store.
 """
 
 from __future__ import annotations
 
-from callbackq.clock import Clock
+from callbackq.clock import Clock, SystemClock
 from callbackq.core.lifecycle import Action
 from callbackq.core.models import (
     AttemptFailure,
@@ -82,6 +82,7 @@ __all__ = [
     "SignatureError",
     "Signer",
     "StopReport",
+    "SystemClock",
     "TargetNotAllowedError",
     "TargetPolicy",
     "TransientDataAccessError",

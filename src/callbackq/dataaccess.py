@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import IntEnum
-from os import PathLike
+from os import PathLike, fspath
 from types import MappingProxyType, TracebackType
 from typing import Final, Literal, Protocol, Self, runtime_checkable
 
@@ -476,7 +476,7 @@ def check_arguments(**arguments: object) -> None:
         check_arguments(machine_name=machine_name, lock_timeout=lock_timeout, limit=limit)
 
     Names that can be checked: action, delay, finished_for, id (for storing), limit, lock_timeout, machine_name,
-    page_size, queue_id, request, retry_in, state.
+    page_size, path (of a backup), queue_id, request, retry_in, state.
 
     Raises:
         InvalidRequestError: with every fault; its path is the argument's name.
@@ -515,6 +515,12 @@ def _check_count(value: object) -> Iterator[Fault]:
         yield "", "must be a whole number, at least 1"
 
 
+def _check_path(value: object) -> Iterator[Fault]:
+    text = fspath(value) if isinstance(value, PathLike) else value
+    if not isinstance(text, str) or not text or "\0" in text:
+        yield "", "must be the path of a file: a string or a path-like object"
+
+
 def _check_lease(value: object) -> Iterator[Fault]:
     yield from check_duration(value)
     if isinstance(value, timedelta) and not value:
@@ -536,6 +542,7 @@ _ARGUMENTS: Final[Mapping[str, Check]] = MappingProxyType(
         "lock_timeout": _check_lease,
         "machine_name": check_text,
         "page_size": _check_count,
+        "path": _check_path,
         "queue_id": _check_queue_id,
         "request": _check_request,
         "retry_in": _check_retry_in,

@@ -299,10 +299,11 @@ class Engine:
         assert delivery is not None  # noqa: S101 - whoever is admitted has one
         try:
             self.sender.submit(delivery, lambda outcome: self.inbox.put((slot, delivery, outcome)))
-        except Exception:
+        except Exception as error:
             # A user's transport; the callback must not stay locked without anybody working on it.
             _log.exception("the transport raised on submit")
-            self.inbox.put((slot, delivery, self._judge.no_answer(AttemptFailure.INTERNAL)))
+            no_answer = self._judge.no_answer(AttemptFailure.INTERNAL, type(error).__name__)
+            self.inbox.put((slot, delivery, no_answer))
 
     def _park_those_who_stand_too_long(self) -> None:
         now = self._clock.monotonic()

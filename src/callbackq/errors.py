@@ -127,10 +127,11 @@ class IllegalTransitionError(CallbackqError):
 
 class LockLostError(CallbackqError):
     """
-    The lock named in a write is no longer the newest lock of its callback.
+    The lock named in a write no longer holds its callback.
 
-    Somebody else took over after it timed out. The callback's state is unchanged; an attempt that came
-    with the write is kept as late. Never repeat the write.
+    Somebody else took over after it timed out, or it had been ended already, or the callback is gone. The
+    callback's state is unchanged; an attempt that came with the write is kept as late, if the callback is
+    there. Never repeat the write.
 
     Attributes:
         id: the callback.
@@ -140,7 +141,7 @@ class LockLostError(CallbackqError):
     def __init__(self, id: str, token: int) -> None:
         self.id = id
         self.token = token
-        super().__init__(f"the lock with token {token} on callback {id!r} was lost to a later one")
+        super().__init__(f"the lock with token {token} no longer holds callback {id!r}")
 
 
 class NotificationError(CallbackqError):

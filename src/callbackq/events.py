@@ -2,7 +2,8 @@
 What a dispatcher tells the host about its work.
 
 An `Observer` is called in the dispatcher's own thread, after the store has taken the change it speaks of. It must be
-quick; what it raises is logged and goes no further. Events carry ids and figures, never URLs, headers or bodies.
+quick; what it raises is logged and goes no further. Events carry ids and figures; of a URL no
+more than its origin, of headers and bodies nothing.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class ObservedEvent:
         callback_id: which callback; ``None`` when the event speaks of the dispatcher.
         queue_id: its queue; empty when it has one of its own.
         application_id: the request's label.
+        origin: where it goes to, as ``scheme://host:port``; empty when the request can't be read.
         sequence: its number in the queue.
         token: the fencing token of the lock.
         attempt: number of the attempt, from 1; 0 when there was none.
@@ -62,7 +64,7 @@ class ObservedEvent:
         duration: of the attempt.
         next_attempt_in: until the callback is due again, for RETRY_SCHEDULED.
         failed_reason: for FAILED.
-        detail: words for a fault: an exception's type, never its text.
+        detail: a few words about a fault: `CallbackAttempt.detail`, or an exception's type, never its text.
     """
 
     kind: EventKind
@@ -70,6 +72,7 @@ class ObservedEvent:
     callback_id: str | None = None
     queue_id: str = ""
     application_id: str = ""
+    origin: str = ""
     sequence: int = 0
     token: int = 0
     attempt: int = 0
@@ -132,6 +135,8 @@ def _line(event: ObservedEvent) -> str:
         words.append(f"callback={event.callback_id!a} queue={event.queue_id!a} sequence={event.sequence}")
     if event.application_id:
         words.append(f"application={event.application_id!a}")
+    if event.origin:
+        words.append(f"origin={event.origin!a}")
     if event.attempt:
         words.append(f"attempt={event.attempt}")
     if event.status_code:

@@ -48,18 +48,16 @@ class Judge:
             if isinstance(outcome, Answer):
                 return self._attempt(outcome), self._retry_after(outcome)
             _log.error("the transport returned a %s instead of an Answer or NotSent", type(outcome).__name__)
-        except Exception:
+            detail = f"no answer but a {type(outcome).__name__}"
+        except Exception as error:
             _log.exception("the transport returned an answer that can't be recorded")
-        return self.no_answer(AttemptFailure.INTERNAL), None
+            detail = type(error).__name__
+        return self.no_answer(AttemptFailure.INTERNAL, detail), None
 
-    def no_answer(self, failure: AttemptFailure) -> CallbackAttempt:
+    def no_answer(self, failure: AttemptFailure, detail: str = "") -> CallbackAttempt:
         """Return the attempt of a transport that said nothing of use."""
-        return CallbackAttempt(
-            status_code=0,
-            time=self._clock.now(),
-            duration=timedelta(0),
-            failure=failure,
-            machine_name=self._settings.machine_name,
+        return self._attempt(
+            Answer(status_code=0, time=self._clock.now(), duration=timedelta(0), failure=failure, detail=detail)
         )
 
     def after_attempt(self, acquired: Acquired, attempt: CallbackAttempt, retry_after: timedelta | None) -> Transition:
@@ -99,6 +97,7 @@ class Judge:
             failure=answer.failure,
             machine_name=self._settings.machine_name,
             truncated=answer.truncated,
+            detail=answer.detail,
         )
 
     def _retry_after(self, answer: Answer) -> timedelta | None:

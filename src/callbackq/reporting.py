@@ -50,6 +50,7 @@ class Reporter:
                 callback_id=acquired.id,
                 queue_id=acquired.queue_id,
                 application_id="" if acquired.request is None else acquired.request.application_id,
+                origin="" if acquired.request is None else acquired.request.target.origin,
                 sequence=acquired.sequence,
                 token=acquired.lock.token,
                 attempt=0 if attempt is None else acquired.attempts_made + 1,
@@ -58,6 +59,7 @@ class Reporter:
                 duration=None if attempt is None else attempt.duration,
                 next_attempt_in=transition.delay if transition and kind is EventKind.RETRY_SCHEDULED else None,
                 failed_reason=transition.failed_reason if transition else None,
+                detail="" if attempt is None else attempt.detail,
             )
         )
 

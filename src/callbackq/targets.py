@@ -7,13 +7,19 @@ What the rules are is in `callbackq.core.targets`.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Final
 
 from attrs import field, frozen
 
 from callbackq.core.targets import TargetRules
+from callbackq.core.validation import Fault, refuse
+from callbackq.errors import InvalidRequestError
 
-__all__ = ["Resolver", "TargetPolicy", "system_resolver"]
+__all__ = ["NO_ADDRESS", "Resolver", "TargetPolicy", "system_resolver"]
+
+NO_ADDRESS: Final[int] = getattr(socket, "EAI_NODATA", socket.EAI_NONAME)
+"""The number of the `socket.gaierror` for a name that exists and has no address."""
 
 Resolver = Callable[[str, int], list[str]]
 """
@@ -31,6 +37,11 @@ def system_resolver(host: str, port: int) -> list[str]:
 
 def _system_resolver_if_none(resolver: Resolver | None) -> Resolver:
     return system_resolver if resolver is None else resolver
+
+
+def _check_resolver(resolver: object) -> Iterator[Fault]:
+    if not callable(resolver):
+        yield "resolver", "must be a function of a host and a port, or None for the system's"
 
 
 @frozen(kw_only=True)
@@ -65,10 +76,19 @@ class TargetPolicy(TargetRules):
         resolver: looks up names; ``None`` for the system's.
 
     Raises:
-        InvalidRequestError: with every entry that can't be understood, by its index (``allow[1]``).
+        InvalidRequestError: with every entry that can't be understood, by its index (``allow[1]``), and for a
+            *resolver* that can't be called.
     """
 
     resolver: Resolver = field(default=None, converter=_system_resolver_if_none)
+
+    def __attrs_post_init__(self) -> None:
+        faults: list[Fault] = []
+        try:
+            super().__attrs_post_init__()
+        except InvalidRequestError as error:
+            faults = error.errors
+        refuse([*faults, *_check_resolver(self.resolver)])
 
     def resolve(self, url: str) -> list[str]:
         """
@@ -90,5 +110,5 @@ class TargetPolicy(TargetRules):
             return [target.host]
         addresses = self.check_addresses(target, self.resolver(target.host, target.port))
         if not addresses:
-            raise socket.gaierror(socket.EAI_NONAME, "the name has no address")
+            raise socket.gaierror(NO_ADDRESS, "the name has no address")
         return addresses

@@ -13,19 +13,28 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import datetime, timedelta
+from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from attrs import evolve
 
 from callbackq.core.lifecycle import Transition
-from callbackq.core.models import CallbackAttempt, CallbackData, CallbackRequest, CallbackState, CallbackStatus
-from callbackq.dataaccess import Acquired, Action, Notification, SupportsBackup
+from callbackq.core.models import (
+    CallbackAttempt,
+    CallbackData,
+    CallbackLock,
+    CallbackRequest,
+    CallbackState,
+    CallbackStatus,
+)
+from callbackq.dataaccess import Acquired, Action, Notification, SupportsBackup, check_arguments
 from callbackq.errors import (
     CallbackNotFoundError,
     ConflictError,
     DataAccessError,
     IllegalTransitionError,
+    InvalidRequestError,
     LockLostError,
     TransientDataAccessError,
 )
@@ -75,9 +84,15 @@ class Sturdy(InMemoryDataAccess, SupportsBackup):
         other.__dict__ = self.__dict__
         return other
 
-    def backup(self, path: Path) -> None:
+    def backup(self, path: str | PathLike[str]) -> None:
         with self._mutex:
-            self.copies[path] = self._copied()
+            self.copies[self._free(path)] = self._copied()
+
+    def _free(self, path: str | PathLike[str]) -> Path:
+        check_arguments(path=path)
+        if Path(path).exists():
+            raise InvalidRequestError([("path", "must name nothing that exists")])
+        return Path(path)
 
     def _copied(self) -> dict[str, Any]:
         shared = (self._mutex, self._clock)
@@ -216,6 +231,12 @@ class LosesTheCaseOfHeaders(Sturdy):
         return super().store_callback_request(
             evolve(request, post_data=evolve(request.post_data, headers=headers)), id=id
         )
+
+
+@breaks(RoundTrip)
+class ForgetsWhatAFinalFailureDoes(Sturdy):
+    def _lock(self, callback: memory._Callback, lock: CallbackLock) -> Acquired:
+        return evolve(super()._lock(callback, lock), on_exhausted="continue")
 
 
 @breaks(RoundTrip)
@@ -551,6 +572,12 @@ class KnowsEveryId(Sturdy):
             return CallbackStatus(id="", request=CallbackRequest(url="https://host.example/"))
 
 
+@breaks(Errors)
+class TakesNoLimitForOne(Sturdy):
+    def acquire_locks(self, machine_name: str, *, lock_timeout: timedelta, limit: int) -> list[Acquired]:
+        return super().acquire_locks(machine_name, lock_timeout=lock_timeout, limit=limit or 1)
+
+
 # Clause 14
 
 
@@ -645,14 +672,21 @@ class BacksUpOpenCallbacksOnly(Sturdy):
 class BacksUpInTwoSteps(Sturdy):
     """What changed between the steps is old in the copy, what is new is there."""
 
-    def backup(self, path: Path) -> None:
+    def backup(self, path: str | PathLike[str]) -> None:
         with self._mutex:
             first = self._copied()
         for _ in range(10):
             _a_round_trip()
         with self._mutex:
             second = self._copied()
-        self.copies[path] = first | {"_callbacks": second["_callbacks"] | first["_callbacks"]}
+        self.copies[self._free(path)] = first | {"_callbacks": second["_callbacks"] | first["_callbacks"]}
+
+
+@breaks(Backup)
+class ReplacesAnEarlierBackup(Sturdy):
+    def _free(self, path: str | PathLike[str]) -> Path:
+        check_arguments(path=path)
+        return Path(path)
 
 
 # Section 4: what operators ask for

@@ -48,6 +48,7 @@ STATUS: dict[str, Any] = {
             "machinename": "machine",
             "late": True,
             "truncated": True,
+            "detail": "connection_lost: ECONNRESET",
         }
     ],
     "locks": [
@@ -208,6 +209,7 @@ STATUS_VALUES: list[tuple[Place, tuple[object, ...]]] = [
     (("attempts", 0, "machinename"), NO_LABEL),
     (("attempts", 0, "late"), NO_BOOL),
     (("attempts", 0, "truncated"), NO_BOOL),
+    (("attempts", 0, "detail"), (*NO_TEXT, "x" * 121, "a\nb", "\u00e4", CANARY + "\x7f")),
     (("locks",), NO_LIST),
     (("locks", 0), (*NO_OBJECT, [])),
     (("locks", 0, "acquired"), (None, 5, CANARY)),

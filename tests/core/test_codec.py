@@ -190,6 +190,7 @@ def test_new_keys_come_after_the_old_ones_and_only_when_they_say_something() -> 
         machine_name="m",
         late=True,
         truncated=True,
+        detail="ECONNRESET",
     )
     lock = CallbackLock(acquired=NEVER, timeout=NEVER, token=7, ended=datetime(2026, 1, 2, 3, 4, 5, 670_000, UTC))
     status = CallbackStatus(
@@ -205,7 +206,8 @@ def test_new_keys_come_after_the_old_ones_and_only_when_they_say_something() -> 
 
     assert dumps(request).endswith(b'"notificationemailaddress":"","onexhausted":"hold"}')
     assert dumps(attempt).endswith(
-        b'"duration":0,"failure":"connection_lost","machinename":"m","late":true,"truncated":true}'
+        b'"duration":0,"failure":"connection_lost","machinename":"m","late":true,"truncated":true,'
+        b'"detail":"ECONNRESET"}'
     )
     assert dumps(lock).endswith(b'"machinename":"","token":7,"ended":"2026-01-02T03:04:05.67Z"}')
     assert dumps(status).endswith(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from callbackq.core.exchange import MAX_HEAD_BYTES, MAX_INTERIM_ANSWERS, Exchange, Reply
 from callbackq.core.models import AttemptFailure
+from callbackq.core.validation import check_detail
 
 LIMIT = 100
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -110,6 +111,8 @@ BROKEN_BODIES = {
     "length in other digits": (answer("Content-Length: ٣".encode(), b"abc"), b""),
     "length with a sign": (answer(b"Content-Length: +2", b"ok"), b""),
     "empty length": (answer(b"Content-Length:", b"ok"), b""),
+    "length behind what only Python calls a blank": (answer(b"Content-Length: \xa02", b"ok"), b""),
+    "length behind a control character": (answer(b"Content-Length: \x0b2", b"ok"), b""),
     "chunks longer than the limit": (answer(b"Transfer-Encoding: chunked", b"65\r\n" + b"x" * 101), b"x" * LIMIT),
     "endless chunk": (answer(b"Transfer-Encoding: chunked", b"ffffffffffffffff\r\n" + b"x" * 101), b"x" * LIMIT),
     "chunk size nobody can count": (answer(b"Transfer-Encoding: chunked", b"1" * 17 + b"\r\nx"), b""),
@@ -157,6 +160,30 @@ def test_what_is_not_http_is_no_answer(name: str) -> None:
     assert gist(exchange_of(PROTOCOL[name])) == (0, None, AttemptFailure.PROTOCOL, False, False)
 
 
+BROKEN_RULES = {
+    "HTTP/2.0 200 OK\r\n\r\n": "no status line of HTTP/1",
+    "HTTP/1.1 101 x\r\n\r\n": "switches protocols",
+    "HTTP/1.1 103 x\r\n\r\n" * 11: "more than 10 interim answers",
+    "HTTP/1.1 200 OK\r\nContent-Length: 2, 3\r\n\r\n": "several content lengths",
+    "HTTP/1.1 200 OK\r\n" + "A: b\r\n" * 20_000: "head longer than 65536 bytes",
+    "HTTP/1.1 200 OK\r\n" + "A:\r\n" * 1001 + "\r\n": "more than 1000 header fields",
+    "HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\n": "unusable content length",
+    "HTTP/1.1 200 OK\r\n\r\n" + "x" * 101: "longer than the limit of 100 bytes",
+    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n": "malformed chunk",
+    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;" + "x" * 300: "malformed chunk",
+    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nxyz": "malformed chunk",
+    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + "1\r\n\r\r\n" * 1001: "more than 1000 chunks",
+    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + "A: b\r\n" * 2000: "trailers longer than 8192 bytes",
+}
+
+
+@pytest.mark.parametrize(("data", "detail"), BROKEN_RULES.items(), ids=BROKEN_RULES.values())
+def test_broken_rule_is_named(data: str, detail: str) -> None:
+    limit = 2000 if "more than 1000 chunks" in detail else LIMIT
+
+    assert exchange_of(data.encode(), limit=limit).reply.detail == detail
+
+
 def test_as_many_interim_answers_as_allowed_are_skipped() -> None:
     assert exchange_of(EARLY_HINTS * MAX_INTERIM_ANSWERS + OK).reply.status_code == 200
 
@@ -169,11 +196,16 @@ def test_as_many_interim_answers_as_allowed_are_skipped() -> None:
         b"HTTP/1.1 200 " + b"b" * MAX_HEAD_BYTES,
         b"HTTP/1.1 200 OK\r\nA: " + b"b" * MAX_HEAD_BYTES + b"\r\n\r\n",
         answer(b"A: " + b"b" * (MAX_HEAD_BYTES // 2), status=b"103 x") * 2 + OK,
+        answer(b"Content-Length: 0" + b"\nA:" * 1000),
     ],
-    ids=["many fields", "long field", "long reason", "complete", "interim answers count, too"],
+    ids=["many fields", "long field", "long reason", "complete", "interim answers count, too", "many small fields"],
 )
 def test_head_beyond_its_limit_is_too_large(data: bytes) -> None:
     assert gist(exchange_of(data)) == (0, None, AttemptFailure.TOO_LARGE, False, False)
+
+
+def test_head_with_as_many_fields_as_allowed_is_read() -> None:
+    assert exchange_of(answer(b"Content-Length: 0" + b"\nA:" * 999)).reply.status_code == 200
 
 
 def test_head_of_exactly_the_limit_is_read() -> None:
@@ -189,7 +221,8 @@ def test_head_cut_off_at_any_byte_is_never_an_answer() -> None:
 
     replies = [exchange_of(*([head[:cut]] if cut else []), ends=True).reply for cut in range(len(head))]
 
-    assert replies == [Reply(failure=AttemptFailure.CONNECTION_LOST)] * len(head)
+    lost = Reply(failure=AttemptFailure.CONNECTION_LOST, detail="closed while waiting for the head")
+    assert replies == [lost] * len(head)
 
 
 def test_body_cut_off_at_any_byte_is_a_truncated_answer() -> None:
@@ -204,8 +237,9 @@ def test_body_cut_off_at_any_byte_is_a_truncated_answer() -> None:
             assert (exchange.reply.status_code, exchange.reply.truncated, exchange.is_reusable) == (200, True, False)
 
 
-def test_body_without_framing_lasts_until_the_end_of_the_stream() -> None:
-    exchange = exchange_of(answer(b"Server: x", b"some"), b" text")
+@pytest.mark.parametrize("head", [b"Server: x", b"Transfer-Encoding: \x0bchunked", b"Transfer-Encoding: chunked\xa0"])
+def test_body_without_framing_lasts_until_the_end_of_the_stream(head: bytes) -> None:
+    exchange = exchange_of(answer(head, b"some"), b" text")
     assert not exchange.is_over
 
     exchange.receive_end()
@@ -217,25 +251,28 @@ def test_body_without_framing_lasts_until_the_end_of_the_stream() -> None:
 def test_giving_up_before_the_head_is_complete_is_the_failure(failure: AttemptFailure) -> None:
     exchange = exchange_of(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n")
 
-    exchange.give_up(failure)
+    exchange.give_up(failure, "why")
 
     assert gist(exchange) == (0, None, failure, False, False)
+    assert exchange.reply.detail == "why"
 
 
 def test_giving_up_in_the_body_leaves_the_answer_truncated() -> None:
     exchange = exchange_of(answer(b"Content-Length: 9", b"half"))
 
-    exchange.give_up(AttemptFailure.TIMEOUT)
+    exchange.give_up(AttemptFailure.TIMEOUT, "why")
 
     assert gist(exchange) == (200, b"half", None, True, False)
+    assert exchange.reply.detail == "timeout: why"
 
 
 def test_giving_up_after_the_end_changes_nothing() -> None:
     exchange = exchange_of(OK)
 
-    exchange.give_up(AttemptFailure.TIMEOUT)
+    exchange.give_up(AttemptFailure.TIMEOUT, "why")
 
     assert gist(exchange) == (200, b"ok", None, False, True)
+    assert exchange.reply.detail == ""
 
 
 def test_end_of_the_stream_after_the_answer_leaves_nothing_to_reuse() -> None:
@@ -248,6 +285,7 @@ def test_success_before_the_request_was_written_is_no_delivery() -> None:
     exchange.receive(OK)
 
     assert gist(exchange) == (0, None, AttemptFailure.PROTOCOL, False, False)
+    assert exchange.reply.detail == "success before the request was sent"
 
 
 def test_refusal_before_the_request_was_written_is_taken_at_its_word() -> None:
@@ -347,5 +385,7 @@ def test_any_bytes_have_an_end_and_bounds(data: bytes) -> None:
     reply = exchange.reply
 
     assert (reply.failure is None) == (200 <= reply.status_code <= 599)
+    assert bool(reply.detail) == (reply.failure is not None or reply.truncated)
+    assert not list(check_detail(reply.detail))
     assert len(reply.body or b"") <= 10
     assert not exchange.is_reusable  # the stream has ended

@@ -483,8 +483,8 @@ def test_a_record_says_no_more_than_it_was_told() -> None:
     lock = CallbackLock(**SOUND[CallbackLock])
     status = CallbackStatus(**SOUND[CallbackStatus])
 
-    said = (attempt.response, attempt.failure, attempt.machine_name, attempt.late, attempt.truncated)
-    assert said == (CallbackData(), None, "", False, False)
+    said = (attempt.response, attempt.failure, attempt.machine_name, attempt.late, attempt.truncated, attempt.detail)
+    assert said == (CallbackData(), None, "", False, False, "")
     assert (lock.completed, lock.machine_name, lock.token, lock.ended) == (False, "", 0, None)
     assert (status.attempts, status.locks, status.state, status.queue_id) == ((), (), CallbackState.WAITING, "")
     assert (status.sequence, status.next_attempt_at, status.failed_reason, status.blocked_by) == (0, None, None, None)

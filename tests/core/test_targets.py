@@ -208,6 +208,13 @@ def test_what_the_resolver_raises_comes_out() -> None:
         TargetPolicy(resolver=fail).resolve("http://a.test/")
 
 
+def test_a_resolver_that_cannot_be_called_is_refused_with_all_other_faults() -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        TargetPolicy(allow=["10.0.0.0/33"], resolver=5)  # type: ignore[arg-type]
+
+    assert [field for field, _ in caught.value.errors] == ["allow[0]", "resolver"]
+
+
 def test_asks_the_operating_system_where_no_resolver_is_given() -> None:
     assert TargetPolicy().resolver is TargetPolicy(resolver=None).resolver is system_resolver
     assert "127.0.0.1" in TargetPolicy(allow=["127.0.0.0/8"]).resolve("http://localhost:8000/")

@@ -29,6 +29,11 @@ EDGES: dict[str, Edges] = {
         ["", "a" * 255, "漢字 🎈", " \u00a0\u200d", "'; DROP TABLE x; --", "%_\\", "\u202e"],
         ["a" * 256, "\x00", "a\n", "\r", "\t", "\x1b[31m", "\x7f", "\x85", "\u2028", "\u2029", "\ud800", b"a", None],
     ),
+    "detail": (
+        v.check_detail,
+        ["", "ECONNRESET", " ~" * 60],
+        ["a" * 121, "a\n", "\t", "\x1b[31m", "\x7f", "\u00a0", "ä", "\ud800", b"a", None],
+    ),
     "callback id": (
         v.check_callback_id,
         ["a", "!" * 255, "'\"%_-~,", "0"],

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from callbackq.core.delivery import Delivery, NotSent, NotSentReason
+from callbackq.core.delivery import Answer, Delivery, NotSent, NotSentReason
 from callbackq.core.models import (
     AttemptFailure,
     CallbackState,
@@ -92,6 +92,27 @@ def test_no_answer_is_a_recorded_attempt_with_a_word_for_the_reason(
 
     (attempt,) = store.get_callback_status(id).attempts
     assert (attempt.status_code, attempt.failure) == (0, failure)
+
+
+def test_the_cause_of_a_failure_and_its_target_are_recorded_and_told(
+    store: InMemoryDataAccess, clock: FakeClock, build: Build, witness: Witness
+) -> None:
+    id = store.store_callback_request(a_request()).id
+    refused = Answer(
+        status_code=0,
+        time=clock.now(),
+        duration=timedelta(0),
+        failure=AttemptFailure.CONNECT,
+        detail="ECONNREFUSED",
+    )
+
+    build(transport=ScriptedTransport([refused], clock=clock)).run_until_idle()
+
+    (attempt,) = store.get_callback_status(id).attempts
+    assert attempt.detail == "ECONNREFUSED"
+    told = [event for event in witness.events if event.callback_id == id]
+    assert {event.origin for event in told} == {"http://receiver.test:80"}
+    assert [event.detail for event in told if event.kind is EventKind.FAILED] == ["ECONNREFUSED"]
 
 
 def test_a_final_status_ends_the_callback_at_once(store: InMemoryDataAccess, clock: FakeClock, build: Build) -> None:

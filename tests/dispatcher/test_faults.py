@@ -178,7 +178,10 @@ def test_a_transport_that_raises_makes_an_attempt_that_failed_with_internal(
     build(transport=ScriptedTransport([explode], clock=clock)).run_until_idle()
 
     (attempt,) = store.get_callback_status(id).attempts
-    assert attempt.failure is AttemptFailure.INTERNAL
+    assert (attempt.failure, attempt.detail) == (
+        AttemptFailure.INTERNAL,
+        {RuntimeError: "RuntimeError", MemoryError: "MemoryError", OSError: "EMFILE"}[type(error)],
+    )
 
 
 def test_a_transport_that_returns_nonsense_makes_an_attempt_that_failed_with_internal(
@@ -192,7 +195,8 @@ def test_a_transport_that_returns_nonsense_makes_an_attempt_that_failed_with_int
 
     build(transport=Odd(clock=clock)).run_until_idle()
 
-    assert store.get_callback_status(id).attempts[0].failure is AttemptFailure.INTERNAL
+    (attempt,) = store.get_callback_status(id).attempts
+    assert (attempt.failure, attempt.detail) == (AttemptFailure.INTERNAL, "no answer but a NoneType")
 
 
 def test_a_transport_that_raises_on_submit_makes_an_attempt_that_failed_with_internal(
@@ -203,7 +207,8 @@ def test_a_transport_that_raises_on_submit_makes_an_attempt_that_failed_with_int
 
     build(transport=transport).run_until_idle()
 
-    assert store.get_callback_status(id).attempts[0].failure is AttemptFailure.INTERNAL
+    (attempt,) = store.get_callback_status(id).attempts
+    assert (attempt.failure, attempt.detail) == (AttemptFailure.INTERNAL, "ZeroDivisionError")
 
 
 def test_an_observer_that_raises_stops_nothing(store: InMemoryDataAccess, clock: FakeClock, build: Build) -> None:
@@ -313,7 +318,7 @@ def test_an_answer_that_cannot_be_recorded_is_an_internal_failure(
     build(transport=ScriptedTransport([naive], clock=clock)).run_until_idle()
 
     (attempt,) = store.get_callback_status(id).attempts
-    assert attempt.failure is AttemptFailure.INTERNAL
+    assert (attempt.failure, attempt.detail) == (AttemptFailure.INTERNAL, "InvalidRequestError")
     assert "can't be recorded" in caplog.text
 
 

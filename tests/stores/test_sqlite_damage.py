@@ -78,6 +78,27 @@ def test_an_unreadable_request_is_acquired_as_none_so_that_it_can_fail(damaged: 
     assert damaged.purge(finished_for=timedelta(0)) == 1
 
 
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        ("UPDATE callbackq_requests SET method = 'PATCH'", "hold"),
+        ("UPDATE callbackq_requests SET method = 'PATCH', on_exhausted = 'continue'", "continue"),
+        ("UPDATE callbackq_requests SET on_exhausted = 'wait'", "continue"),
+        ("UPDATE callbackq_requests SET on_exhausted = CAST('hold' AS BLOB)", "continue"),
+        ("DELETE FROM callbackq_requests", "continue"),
+    ],
+)
+def test_what_an_unreadable_callback_does_to_its_queue_is_known_if_it_can_be(
+    store: SQLiteDataAccess, path: Path, damage: str, expected: str
+) -> None:
+    store.store_callback_request(a_request(queue_id="queue", on_exhausted="hold"))
+    execute(path, damage)
+
+    (acquired,) = store.acquire_locks("machine", lock_timeout=LOCK_TIMEOUT, limit=1)
+
+    assert (acquired.request, acquired.on_exhausted) == (None, expected)
+
+
 def test_an_unreadable_request_is_named_when_asked_for(damaged: SQLiteDataAccess) -> None:
     with pytest.raises(DataAccessError, match="request of callback 'damaged' can't be read"):
         damaged.get_callback_status("damaged")

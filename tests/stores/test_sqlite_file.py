@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+from collections.abc import Callable
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from callbackq.dataaccess import Durability
+from callbackq.dataaccess import Action, Durability
 from callbackq.errors import DataAccessError, InvalidRequestError, SchemaVersionError, TransientDataAccessError
 from callbackq.stores.sqlite import SQLiteDataAccess
 from callbackq.stores.sqlite.file import carries_wal_reset_bug, network_filesystem
 from callbackq.stores.sqlite.schema import NEWEST_VERSION
 from callbackq.testing.conformance.base import LOCK_TIMEOUT, a_request
+from callbackq.testing.conformance.concurrency import Child
 from support.processes import running, sqlite_files
 
 
@@ -66,7 +68,9 @@ def test_an_existing_empty_file_is_used(path: Path) -> None:
         assert store.store_callback_request(a_request()).sequence == 1
 
 
-@pytest.mark.parametrize("path", ["", ":memory:", "file:callbacks.db?mode=memory", "call\0backs", b"callbacks.db"])
+@pytest.mark.parametrize(
+    "path", ["", ":memory:", "file:callbacks.db?mode=memory", "call\0backs", b"callbacks.db", None, 1]
+)
 def test_what_is_no_path_of_a_file_is_refused_with_the_remedy(path: Any) -> None:
     with pytest.raises(InvalidRequestError, match="InMemoryDataAccess") as refused:
         SQLiteDataAccess(path)
@@ -79,24 +83,41 @@ def test_an_unknown_durability_is_refused(path: Path) -> None:
         SQLiteDataAccess(path, durability="none")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("busy_timeout", [timedelta(microseconds=-1), timedelta.max])
-def test_an_absurd_busy_timeout_is_refused(path: Path, busy_timeout: timedelta) -> None:
-    with pytest.raises(InvalidRequestError, match="busy_timeout: must be from 0 to 1 day"):
+@pytest.mark.parametrize("busy_timeout", [timedelta(microseconds=-1), timedelta.max, 5, None])
+def test_an_absurd_busy_timeout_is_refused(path: Path, busy_timeout: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="busy_timeout: must be a timedelta from 0 to 1 day"):
         SQLiteDataAccess(path, busy_timeout=busy_timeout)
+
+
+def test_all_wrong_arguments_are_named_at_once() -> None:
+    wrong: Any = {"clock": 0, "durability": [], "allow_network_fs": "yes", "busy_timeout": 5}
+
+    with pytest.raises(InvalidRequestError) as refused:
+        SQLiteDataAccess(None, **wrong)  # type: ignore[arg-type]
+
+    assert [name for name, _ in refused.value.errors] == ["path", *wrong]
 
 
 def test_a_missing_directory_is_named_and_not_created(path: Path) -> None:
     store = SQLiteDataAccess(path.parent / "missing" / path.name)
 
-    with pytest.raises(DataAccessError, match="missing does not exist: create it first"):
+    with pytest.raises(DataAccessError, match="missing does not exist: create it first") as refused:
         store.open()
 
+    assert type(refused.value) is DataAccessError, "calling again doesn't help"
     assert list(path.parent.iterdir()) == []
 
 
 def test_a_directory_is_no_database(tmp_path: Path) -> None:
     with pytest.raises(DataAccessError, match="is a directory"):
         SQLiteDataAccess(tmp_path).open()
+
+
+def test_a_file_holds_no_database_below_it(filled: Path) -> None:
+    with pytest.raises(DataAccessError, match="can't be created") as refused:
+        SQLiteDataAccess(filled / "callbacks.db").open()
+
+    assert type(refused.value) is DataAccessError, "calling again doesn't help"
 
 
 def test_the_path_is_that_of_the_moment_of_construction(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,11 +188,94 @@ def test_a_file_that_vanished_is_not_replaced_by_an_empty_one(filled: Path) -> N
     store.close()
     filled.rename(filled.with_suffix(".away"))
 
-    with pytest.raises(TransientDataAccessError, match="can't be opened"):
+    with pytest.raises(DataAccessError, match="can't be opened: check that it is there") as refused:
         store.store_callback_request(a_request())
+    assert type(refused.value) is DataAccessError, "calling again doesn't help"
     filled.with_suffix(".away").rename(filled)
 
     assert store.get_callback_status("kept").id == "kept"
+    store.close()
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def replace(path: Path) -> None:
+    with SQLiteDataAccess(path.with_name("other.db")) as other:
+        other.store_callback_request(a_request(), id="other")
+    path.with_name("other.db").replace(path)
+
+
+def move_its_directory(path: Path) -> None:
+    path.parent.rename(path.parent.with_suffix(".away"))
+
+
+@pytest.mark.parametrize("lose", [remove, replace, move_its_directory])
+def test_a_file_that_is_lost_while_open_is_noticed_by_every_call(tmp_path: Path, lose: Callable[[Path], None]) -> None:
+    path = tmp_path / "folder" / "callbacks.db"
+    path.parent.mkdir()
+    store = SQLiteDataAccess(path)
+    store.store_callback_request(a_request(), id="kept")
+    calls: list[Callable[[], object]] = [
+        lambda: store.store_callback_request(a_request()),
+        lambda: store.get_callback_status("kept"),
+        lambda: store.acquire_locks("machine", lock_timeout=LOCK_TIMEOUT, limit=1),
+        lambda: store.request_transition("kept", Action.CANCEL),
+        lambda: list(store.list_callbacks()),
+        lambda: store.purge(finished_for=timedelta(0)),
+        lambda: store.backup(tmp_path / "copy.db"),
+        store.next_due,
+        store.now,
+        store.open,
+    ]
+
+    lose(path)
+
+    for call in calls:
+        with pytest.raises(DataAccessError, match="was removed or replaced while in use") as refused:
+            call()
+        assert type(refused.value) is DataAccessError, "calling again doesn't help"
+    store.close()
+
+
+def test_a_file_that_comes_back_is_used_again(filled: Path) -> None:
+    with SQLiteDataAccess(filled) as store:
+        away = filled.rename(filled.with_suffix(".away"))
+        with pytest.raises(DataAccessError, match="removed or replaced"):
+            store.get_callback_status("kept")
+
+        away.rename(filled)
+
+        assert store.get_callback_status("kept").id == "kept"
+
+
+def test_a_store_that_was_closed_opens_what_is_there_then(filled: Path) -> None:
+    store = SQLiteDataAccess(filled)
+    store.open()
+    replace(filled)
+    store.close()
+
+    assert [status.id for status in store.list_callbacks()] == ["other"]
+    store.close()
+
+
+def test_a_replaced_file_is_noticed_after_a_fork_and_left_as_it_is(filled: Path) -> None:
+    # A fork closes the connections, and the next call opens new ones.
+    store = SQLiteDataAccess(filled)
+    store.open()
+    Child(lambda _: None).finish()
+    replace(filled)
+    before = sqlite_files(filled)
+
+    def store_one() -> None:
+        with pytest.raises(DataAccessError, match="removed or replaced"):
+            store.store_callback_request(a_request())
+
+    Child(lambda _: store_one()).finish()
+    store_one()
+
+    assert sqlite_files(filled) == before
     store.close()
 
 
@@ -243,14 +347,25 @@ def test_versions_with_the_wal_reset_bug_are_known(version: tuple[int, int, int]
     assert carries_wal_reset_bug(version) is affected
 
 
-def test_a_version_with_the_wal_reset_bug_is_named_once(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    store = SQLiteDataAccess(path)
-    for _ in range(2):
-        store.open()
-        store.close()
+def test_a_version_with_the_wal_reset_bug_is_named_once_in_a_process(path: Path) -> None:
+    code = """
+import logging, os, sys
+from callbackq.stores.sqlite import SQLiteDataAccess
 
-    expected = 1 if carries_wal_reset_bug(sqlite3.sqlite_version_info) else 0
-    assert len([record for record in caplog.records if "PRAGMA wal_autocheckpoint = 0" in record.message]) == expected
+logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(name)s %(message)s")
+for path in sys.argv[1:]:
+    for _ in range(2):
+        with SQLiteDataAccess(path) as store:
+            store.now()
+"""
+    with running(code, path, path.with_name("other.db")) as process:
+        lines = process.remaining_lines()
+
+    assert len(lines) == carries_wal_reset_bug(sqlite3.sqlite_version_info[:3])
+    for line in lines:
+        assert line.startswith("WARNING callbackq.stores this is SQLite ")
+        assert "there is nothing to do unless" in line
+        assert "PRAGMA wal_autocheckpoint = 0" in line
 
 
 MOUNTS = """\

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
+from callbackq.core.lifecycle import Transition
 from callbackq.core.models import CallbackState
 from callbackq.stores.sqlite import SQLiteDataAccess
 from callbackq.testing import FakeClock
@@ -168,11 +169,10 @@ def test_where_boots_have_no_names_wall_time_decides(path: Path) -> None:
 
 
 def test_what_lies_beyond_the_calendar_is_due_at_its_end(store: SQLiteDataAccess) -> None:
-    store.store_callback_request(a_request(), id="locked")
+    store.store_callback_request(a_request(), id="postponed")
 
-    (acquired,) = store.acquire_locks("machine", lock_timeout=timedelta.max, limit=1)
+    (acquired,) = store.acquire_locks("machine", lock_timeout=LOCK_TIMEOUT, limit=1)
+    store.record_attempt(acquired, None, Transition(state=CallbackState.WAITING, delay=timedelta.max))
 
-    assert acquired.lock.timeout == datetime.max.replace(tzinfo=UTC)
-    assert store.next_due() == acquired.lock.timeout
-    assert store.get_callback_status("locked").state is CallbackState.LOCKED
-    assert store.purge(finished_for=timedelta.max) == 0
+    assert store.next_due() == datetime.max.replace(tzinfo=UTC)
+    assert store.get_callback_status("postponed").next_attempt_at == store.next_due()

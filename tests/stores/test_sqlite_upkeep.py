@@ -13,7 +13,7 @@ import pytest
 
 from callbackq.core.models import CallbackData, CallbackState
 from callbackq.dataaccess import AttemptRecord
-from callbackq.errors import DataAccessError, LockLostError
+from callbackq.errors import ConflictError, DataAccessError, LockLostError
 from callbackq.stores.sqlite import SQLiteDataAccess
 from callbackq.stores.sqlite.database import Database
 from callbackq.stores.sqlite.file import create
@@ -138,12 +138,11 @@ def test_a_rollback_journal_serves_where_write_ahead_cannot_be_had(path: Path) -
 # Backups.
 
 
-def test_a_backup_is_one_private_file_and_replaces_what_was_there(store: SQLiteDataAccess, path: Path) -> None:
+def test_a_backup_is_one_private_file(store: SQLiteDataAccess, path: Path) -> None:
     store.store_callback_request(a_request(), id="kept")
     directory = path.parent / "backups"
     directory.mkdir()
     target = directory / "copy.db"
-    target.write_text("an older backup")
 
     store.backup(target)
 
@@ -212,13 +211,13 @@ def test_a_listing_shows_no_callback_that_left_the_state_meanwhile(store: SQLite
 
 
 def test_a_batch_is_stored_all_or_none(store: SQLiteDataAccess) -> None:
-    class Unstorable:
-        queue_id = "queue"
+    store.store_callback_request(a_request(), id="taken")
+    requests = [a_request(queue_id="queue"), a_request(method="GET")]
 
-    with pytest.raises(AttributeError):
-        store.store_callback_requests([a_request(queue_id="queue"), Unstorable()])  # type: ignore[list-item]
+    with pytest.raises(ConflictError):
+        store.store_callback_requests(requests, ids=["new", "taken"])
 
-    assert list(store.list_callbacks()) == []
+    assert [status.id for status in store.list_callbacks()] == ["taken"]
     assert store.store_callback_request(a_request(queue_id="queue")).sequence == 1
 
 
@@ -252,4 +251,4 @@ def test_a_purge_of_many_goes_in_small_steps(store: SQLiteDataAccess, clock: Fak
 
     assert store.purge(finished_for=timedelta(0), limit=600) == 600
     assert store.purge(finished_for=timedelta(0), limit=600) == 100
-    assert store.purge(finished_for=timedelta(0), limit=0) == 0
+    assert store.purge(finished_for=timedelta(0), limit=600) == 0

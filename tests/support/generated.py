@@ -70,6 +70,7 @@ attempts = st.builds(
     machine_name=labels,
     late=st.booleans(),
     truncated=st.booleans(),
+    detail=st.from_regex(r"[\x20-\x7e]{0,120}", fullmatch=True),
 )
 
 locks = st.builds(

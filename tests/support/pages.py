@@ -87,13 +87,22 @@ def matches(expected: str, printed: str) -> bool:
     return re.fullmatch(pattern, printed.strip()) is not None
 
 
+# What a shell runs in the background, tests perhaps, ignores these two signals, and so does all that is started there.
+_AS_IN_A_TERMINAL = """
+import os, signal, sys
+for number in (signal.SIGINT, signal.SIGQUIT):
+    signal.signal(number, signal.SIG_DFL)
+os.execvp("bash", ["bash", "-c", sys.argv[1]])
+"""
+
+
 class Command:
     """A command in a terminal, and what it prints."""
 
     def __init__(self, command: str, folder: Path) -> None:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self._process = subprocess.Popen(
-            ["bash", "-c", f"exec {command}"],
+            [sys.executable, "-I", "-S", "-c", _AS_IN_A_TERMINAL, f"exec {command}"],
             cwd=folder,
             env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"},
             stdout=subprocess.PIPE,
@@ -109,7 +118,7 @@ class Command:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             # On some versions of SQLite each process begins with a word about it.
-            if not line.startswith("SQLite 3."):
+            if "SQLite 3." not in line:
                 self._lines.put(line.rstrip("\n"))
         self._lines.put(None)
 

@@ -6,10 +6,10 @@ import contextlib
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-__all__ = ["OK", "Conversation", "Receiver", "Script", "SeenRequest", "answer_ok"]
+__all__ = ["OK", "Conversation", "Receiver", "Script", "SeenRequest", "answer_ok", "full_listener"]
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 _PATIENCE_SECONDS = 20.0
@@ -36,27 +36,44 @@ class Conversation:
 
     def read_request(self) -> SeenRequest | None:
         """Read one request with a Content-Length or no body; ``None`` when the sender has closed."""
+        return self.read_body() if self.read_head() else None
+
+    def read_head(self) -> SeenRequest | None:
+        """Read a request up to its body; ``None`` when the sender has closed. Then read the body, or never."""
         while b"\r\n\r\n" not in self._buffer:
             if not self._read():
                 return None
         head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
         line, *lines = head.decode("latin-1").split("\r\n")
         fields = {name.lower(): value.strip() for name, _, value in (field.partition(":") for field in lines)}
-        length = int(fields.get("content-length", "0"))
+        self._begun = SeenRequest(line, fields, b"", head.decode("latin-1"), self._number)
+        return self._begun
+
+    def read_body(self) -> SeenRequest | None:
+        """Read the rest of the request whose head was read; ``None`` when the sender has closed."""
+        length = int(self._begun.fields.get("content-length", "0"))
         while len(self._buffer) < length:
             if not self._read():
                 return None
         body, self._buffer = self._buffer[:length], self._buffer[length:]
-        request = SeenRequest(line, fields, body, head.decode("latin-1"), self._number)
+        request = self._begun._replace(body=body)
         self._receiver.note(request)
         return request
 
-    def read_something(self) -> None:
-        """Wait for the first bytes, whatever they are."""
-        self._read()
+    def read_something(self, at_most: int = 65536) -> bool:
+        """Wait for some bytes, whatever they are; False when the sender has closed."""
+        return self._read(at_most)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Do nothing, not even read, until the time is over (False) or the receiver is closed (True)."""
+        return self._receiver.stopped.wait(seconds)
 
     def send(self, data: bytes) -> None:
         self._connection.sendall(data)
+
+    def send_outside_tls(self, data: bytes) -> None:
+        """Put bytes between the records of a TLS connection."""
+        socket.socket.sendall(self._connection, data)
 
     def drip(self, data: bytes, *, pause: float = 0.02) -> None:
         """Send one byte at a time, then nothing more, until the sender gives up."""
@@ -75,13 +92,23 @@ class Conversation:
         while self._read():
             pass
 
+    def end_tls(self) -> None:
+        """Say, as TLS wants it, that this is the end of the stream."""
+        if not isinstance(self._connection, ssl.SSLSocket):
+            raise AssertionError
+        self._connection.unwrap()
+
+    def end(self) -> None:
+        """End the connection as a process does that dies."""
+        self._connection.close()
+
     def reset(self) -> None:
         """End the connection with a reset instead of an end of the stream. Read first, or connecting itself fails."""
         self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        self._connection.close()
+        self.end()
 
-    def _read(self) -> bool:
-        data = self._connection.recv(65536)
+    def _read(self, at_most: int = 65536) -> bool:
+        data = self._connection.recv(at_most)
         self._buffer += data
         return bool(data)
 
@@ -181,3 +208,19 @@ class Receiver:
         self._open -= {plain, connection}
         connection.close()
         plain.close()
+
+
+@contextlib.contextmanager
+def full_listener() -> Iterator[int]:
+    """A port at which connections are neither accepted nor refused."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        port: int = listener.getsockname()[1]
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(("127.0.0.1", port))
+        try:
+            yield port
+        finally:
+            for filler in fillers:
+                filler.close()

@@ -237,6 +237,8 @@ def test_receiver_that_takes_nothing_until_the_deadline_is_at_fault() -> None:
     outcome = outcome_of(begin(connection), steps=1, then=DeadlinePassed())
 
     assert status_and_failure(outcome) == (0, AttemptFailure.TIMEOUT)
+    assert isinstance(outcome, Answer)
+    assert outcome.detail == "sending"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from callbackq.core.delivery import Answer, NotSent, NotSentReason
 from callbackq.core.models import AttemptFailure
 from callbackq.errors import InvalidRequestError
 from callbackq.signing import Signer, verify
+from callbackq.targets import TargetPolicy
+from callbackq.testing import FakeClock
 from callbackq.transport import HTTPTransport, SupportsSubmit
 from support.deliveries import Outcomes, make_delivery
 from support.receivers import Conversation, Receiver
@@ -314,6 +316,10 @@ def _old_context() -> ssl.SSLContext:
     ("settings", "fields"),
     [
         ({"target_policy": None}, ["target_policy"]),
+        ({"target_policy": 5, "signer": "secret", "clock": object()}, ["target_policy", "signer", "clock"]),
+        ({"target_policy": TargetPolicy}, ["target_policy"]),
+        ({"signer": Signer}, ["signer"]),
+        ({"clock": FakeClock}, ["clock"]),
         ({"deadline": timedelta(0)}, ["deadline"]),
         ({"deadline": 15, "connect_timeout": timedelta(seconds=-1)}, ["deadline", "connect_timeout"]),
         ({"response_limit": -1}, ["response_limit"]),

@@ -7,7 +7,6 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
@@ -17,8 +16,9 @@ from callbackq.core.delivery import Answer, NotSent, NotSentReason
 from callbackq.core.models import AttemptFailure
 from callbackq.targets import TargetPolicy
 from callbackq.transport import HTTPTransport
+from callbackq.transport.resolver import MAX_THREADS
 from support.deliveries import Outcomes, make_delivery
-from support.receivers import OK, Conversation, Receiver
+from support.receivers import OK, Conversation, Receiver, full_listener
 
 Receive = Callable[..., Receiver]
 MakeTransport = Callable[..., HTTPTransport]
@@ -177,18 +177,18 @@ def test_attempt_whose_look_up_never_began_because_of_others_was_not_made(
     receive: Receive, make_transport: MakeTransport, names: Names
 ) -> None:
     receiver = receive()
-    transport = make_transport(target_policy=resolving(names), deadline=SHORT)
+    transport = make_transport(target_policy=resolving(names), deadline=timedelta(seconds=1))
     outcomes = Outcomes()
-    for number in range(8):
-        transport.submit(make_delivery(f"http://hang{number // 2}.example/"), outcomes)
-    names.wait_for(8)
+    for number in range(MAX_THREADS):
+        transport.submit(make_delivery(f"http://hang{number}.example/"), outcomes)
+    names.wait_for(MAX_THREADS)
 
     innocent = transport.send(make_delivery(receiver.url(host="a.example")))
     names.let_go.set()
 
     assert isinstance(innocent, NotSent)
     assert innocent.reason is NotSentReason.TIME_IS_UP
-    assert {answer.failure for answer in outcomes.answers(8)} == {AttemptFailure.TIMEOUT}
+    assert {answer.failure for answer in outcomes.answers(MAX_THREADS)} == {AttemptFailure.TIMEOUT}
     assert answer_of(make_transport(), receiver.url()).status_code == 200
 
 
@@ -213,7 +213,7 @@ def test_look_ups_share_a_bounded_number_of_threads(
 
     assert {answer.status_code for answer in outcomes.answers(100)} == {200}
     threads = [thread for thread in threading.enumerate() if thread.name.startswith("callbackq-dns-")]
-    assert 1 <= len(threads) <= 8
+    assert 1 <= len(threads) <= MAX_THREADS
     transport.close()
     for thread in threads:
         thread.join(10)
@@ -285,20 +285,31 @@ def test_addresses_are_tried_in_order_until_one_connects(receive: Receive, make_
     assert answer_of(transport, receiver.url(host="a.example")).status_code == 200
 
 
-@contextmanager
-def full_listener() -> Iterator[int]:
-    """A port at which connections are neither accepted nor refused."""
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
-        port: int = listener.getsockname()[1]
-        fillers = [socket.socket() for _ in range(4)]
-        for filler in fillers:
-            filler.setblocking(False)
-            filler.connect_ex(("127.0.0.1", port))
-        try:
-            yield port
-        finally:
-            for filler in fillers:
-                filler.close()
+def test_only_the_first_eight_addresses_of_a_host_are_tried(receive: Receive, make_transport: MakeTransport) -> None:
+    receiver = receive()
+    refusing = [f"127.0.0.{number}" for number in range(2, 10)]
+
+    failures = [
+        answer_of(
+            make_transport(target_policy=resolving(lambda host, port, found=found: [*found, "127.0.0.1"])),  # type: ignore[misc]
+            receiver.url(host="a.example"),
+        ).failure
+        for found in (refusing[:7], refusing)
+    ]
+
+    assert failures == [None, AttemptFailure.CONNECT]
+
+
+def test_addresses_that_are_not_tried_are_judged_all_the_same(receive: Receive, make_transport: MakeTransport) -> None:
+    receiver = receive()
+    addresses = [f"127.0.0.{number}" for number in range(1, 100)] + ["10.0.0.1"]
+
+    answer = answer_of(
+        make_transport(target_policy=resolving(lambda host, port: addresses)), receiver.url(host="a.example")
+    )
+
+    assert answer.failure is AttemptFailure.TARGET_NOT_ALLOWED
+    assert not receiver.connections
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from callbackq.transport.resolver import LookUp, ResolverPool
+from callbackq.transport.resolver import MAX_PER_HOST, MAX_THREADS, LookUp, ResolverPool
 
 
 @pytest.fixture
@@ -82,12 +82,39 @@ def test_look_up_that_was_given_up_never_begins(pool: ResolverPool) -> None:
 
 
 def test_giving_up_tells_whether_other_hosts_held_all_threads(pool: ResolverPool) -> None:
-    held = begin(pool, *(f"hang{number // 2}" for number in range(8)))
+    held = begin(pool, *["hang"] * MAX_PER_HOST, *(f"hang{number}" for number in range(MAX_THREADS - MAX_PER_HOST)))
     assert all(one.began.wait(10) for one in held)
-    own, other = begin(pool, "hang0", "innocent")
+    own, other = begin(pool, "hang", "innocent")
 
     assert pool.give_up(other.look_up)
     assert not pool.give_up(own.look_up)
     assert not pool.give_up(held[0].look_up)
     for one in held:
         one.let_go.set()
+
+
+def test_hosts_with_several_look_ups_leave_half_of_the_threads_to_others(pool: ResolverPool) -> None:
+    held = begin(pool, *(f"hang{number // 2}" for number in range(MAX_THREADS)))
+    assert all(one.began.wait(10) for one in held[::2])
+
+    others = begin(pool, *(f"other{number}" for number in range(MAX_THREADS // 4)))
+
+    assert all(one.began.wait(10) for one in others)
+    for one in (*held, *others):
+        one.let_go.set()
+
+
+def test_thread_with_nothing_to_do_ends_and_the_next_look_up_gets_another() -> None:
+    threads: list[threading.Thread] = []
+    pool = ResolverPool(rest=0.0)
+
+    for _ in range(2):
+        found = threading.Event()
+        pool.submit(LookUp("a", lambda: threads.append(threading.current_thread()) or [], found.set))  # type: ignore[func-returns-value]
+        assert found.wait(10)
+        threads[-1].join(10)
+
+    first, second = threads
+    assert first is not second
+    assert not first.is_alive()
+    assert not second.is_alive()

@@ -7,14 +7,23 @@ that no byte of the request left this machine and that nothing about the receive
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timedelta
 from enum import Enum
 
 from attrs import field, frozen
 
 from callbackq.core.models import AttemptFailure, CallbackData, CallbackRequest
+from callbackq.core.validation import MAX_DETAIL_LENGTH
 
 __all__ = ["Answer", "Delivery", "NotSent", "NotSentReason", "Outcome"]
+
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
+
+
+def _fit_for_a_record(detail: str) -> str:
+    # A transport of the host's may say anything here; that must not cost the answer.
+    return _UNPRINTABLE.sub("?", detail[:MAX_DETAIL_LENGTH])
 
 
 @frozen(kw_only=True, eq=False)
@@ -53,6 +62,9 @@ class Answer:
         duration: until the answer was complete, or given up.
         failure: why there was no answer; ``None`` when there was one.
         truncated: the body was longer than the transport's limit, or broke off.
+        detail: the cause of *failure* or *truncated* in a few words, for the record, the log and the e-mail about a
+            final failure: none of the receiver's, nor of the URL, a header or a body. Cut to 120 characters; what is
+            no visible ASCII becomes a question mark.
     """
 
     status_code: int
@@ -61,6 +73,7 @@ class Answer:
     duration: timedelta
     failure: AttemptFailure | None = None
     truncated: bool = False
+    detail: str = field(default="", converter=_fit_for_a_record)
 
 
 class NotSentReason(Enum):

@@ -26,6 +26,9 @@ __all__ = ["MAX_HEAD_BYTES", "MAX_INTERIM_ANSWERS", "Exchange", "Reply"]
 MAX_HEAD_BYTES: Final = 64 * 1024
 """All heads of one answer together, interim ones included."""
 MAX_INTERIM_ANSWERS: Final = 10
+# To take apart as many small fields as fit into a head costs 12 ms of the one thread that all attempts share, as much as
+# fifty ordinary attempts. Most servers and clients stop at a tenth of this number.
+_MAX_FIELDS: Final = 1000
 _MAX_KEPT_FIELDS: Final = 100
 _MAX_KEPT_FIELD_BYTES: Final = 16 * 1024
 _MAX_CHUNK_LINE_BYTES: Final = 256
@@ -39,6 +42,9 @@ _HEAD_END = re.compile(rb"\n\r?\n")
 # RFC 9110, section 5.6.2: token.
 _FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BLANKED = str.maketrans("\r\0", "  ")
+# RFC 9110, section 5.6.3. Never a bare strip(): to Python a vertical tab and Latin-1's 0xA0 are blanks, too, so that
+# what is no length and no coding to anybody else would become one here.
+_BLANKS: Final = " \t"
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?\r\n")
 
@@ -54,6 +60,7 @@ class Reply:
         body: as much of it as is kept, raw; ``None`` without a head, and for an answer that can't have one.
         failure: why there was no complete head; ``None`` when there was one.
         truncated: the body was longer than the limit, or broke off.
+        detail: the cause of *failure* or *truncated*: which rule was broken, in words of our own.
     """
 
     status_code: int = 0
@@ -61,6 +68,7 @@ class Reply:
     body: bytes | None = None
     failure: AttemptFailure | None = None
     truncated: bool = False
+    detail: str = ""
 
 
 class Exchange:
@@ -110,6 +118,13 @@ class Exchange:
         """Whether the connection may carry another request."""
         return self._reply is not None and self._is_clean
 
+    @property
+    def stage(self) -> str:
+        """What is being waited for, in words."""
+        if self._status_code:
+            return "reading the body"
+        return "waiting for the head" if self._request_written else "sending"
+
     def request_written(self) -> None:
         """Say that the last byte of the request is on its way."""
         self._request_written = True
@@ -127,21 +142,21 @@ class Exchange:
         self._is_clean = False
         if self._reply is None and self._step is Exchange._read_until_end:
             self._end()
-        self.give_up(AttemptFailure.CONNECTION_LOST)
+        self.give_up(AttemptFailure.CONNECTION_LOST, f"closed while {self.stage}")
 
-    def give_up(self, failure: AttemptFailure) -> None:
+    def give_up(self, failure: AttemptFailure, detail: str) -> None:
         """
         End it here, for lack of time or because the connection is broken.
 
-        With a complete head the answer stands, truncated; without one it is *failure*. Does nothing when the exchange
-        is over.
+        With a complete head the answer stands, truncated; without one it is *failure*. *detail* is the cause. Does
+        nothing when the exchange is over.
         """
         if self._reply is not None:
             return
         if self._status_code:
-            self._break_off()
+            self._break_off(f"{failure.value}: {detail}")
         else:
-            self._fail(failure)
+            self._fail(failure, detail)
 
     # The head. Each step takes from the buffer what it can use, and returns whether the next one may find more.
 
@@ -153,7 +168,7 @@ class Exchange:
         self._searched = window
         if end is None:
             if window < len(self._buffer) or self._head_bytes + window >= MAX_HEAD_BYTES:
-                self._fail(AttemptFailure.TOO_LARGE)
+                self._fail(AttemptFailure.TOO_LARGE, f"head longer than {MAX_HEAD_BYTES} bytes")
             return False
         self._take_head(bytes(self._take(end.end())))
         return True
@@ -164,7 +179,7 @@ class Exchange:
         if line_end >= 0 and _STATUS_LINE.match(self._buffer, 0, window):
             self._has_status_line = True
         elif line_end >= 0 or not _STATUS_LINE_START.startswith(self._buffer[: len(_STATUS_LINE_START)]):
-            self._fail(AttemptFailure.PROTOCOL)
+            self._fail(AttemptFailure.PROTOCOL, "no status line of HTTP/1")
             return False
         return True
 
@@ -180,7 +195,9 @@ class Exchange:
             self._skip_interim_answer(status_code)
         elif status_code < 300 and not self._request_written:
             # Success of what has not been said yet. Answers that refuse early (413) are taken at their word.
-            self._fail(AttemptFailure.PROTOCOL)
+            self._fail(AttemptFailure.PROTOCOL, "success before the request was sent")
+        elif head.count(b"\n") > _MAX_FIELDS + 2:  # with the status line and the blank one
+            self._fail(AttemptFailure.TOO_LARGE, f"more than {_MAX_FIELDS} header fields")
         else:
             # Only HTTP/1.1 keeps connections without being asked, and a bare line feed is a sign of a home-made server.
             if status_line[1] != b"1" or head.count(b"\n") != head.count(b"\r\n") or not self._request_written:
@@ -192,8 +209,10 @@ class Exchange:
     def _skip_interim_answer(self, status_code: int) -> None:
         # 101 would make this another protocol, which nobody asked for.
         self._interim_answers += 1
-        if status_code == 101 or self._interim_answers > MAX_INTERIM_ANSWERS:
-            self._fail(AttemptFailure.PROTOCOL)
+        if status_code == 101:
+            self._fail(AttemptFailure.PROTOCOL, "switches protocols")
+        elif self._interim_answers > MAX_INTERIM_ANSWERS:
+            self._fail(AttemptFailure.PROTOCOL, f"more than {MAX_INTERIM_ANSWERS} interim answers")
         # An interim answer nobody asked for may just as well be a late answer to an earlier request.
         self._is_clean = False
 
@@ -233,15 +252,15 @@ class Exchange:
         elif coding is not None:
             if lengths or coding.lower() != "chunked":
                 self._is_clean = False
-            is_chunked = coding.lower().rpartition(",")[2].strip() == "chunked"
+            is_chunked = coding.lower().rpartition(",")[2].strip(_BLANKS) == "chunked"
             self._step = Exchange._read_chunk_line if is_chunked else Exchange._read_until_end
         elif not lengths:
             self._step = Exchange._read_until_end
         elif len(lengths) > 1:
             # Two writers disagree about where this answer ends: somebody may be splitting answers.
-            self._fail(AttemptFailure.PROTOCOL)
+            self._fail(AttemptFailure.PROTOCOL, "several content lengths")
         elif not _LENGTH.fullmatch(length := lengths.pop()):
-            self._break_off()
+            self._break_off("unusable content length")
         else:
             self._remaining = int(length)
             self._step = Exchange._read_known_length
@@ -264,12 +283,12 @@ class Exchange:
         end = self._buffer.find(b"\r\n", 0, _MAX_CHUNK_LINE_BYTES)
         if end < 0:
             if len(self._buffer) >= _MAX_CHUNK_LINE_BYTES:
-                self._break_off()
+                self._break_off("malformed chunk")
             return False
         line = _CHUNK_LINE.match(self._buffer, 0, end + 2)
         self._chunks += 1
         if line is None or self._chunks > _MAX_CHUNKS:
-            self._break_off()
+            self._break_off("malformed chunk" if line is None else f"more than {_MAX_CHUNKS} chunks")
             return False
         self._remaining = int(line[1], 16)
         if self._remaining:
@@ -293,7 +312,7 @@ class Exchange:
         if len(self._buffer) < 2:
             return False
         if self._take(2) != b"\r\n":
-            self._break_off()
+            self._break_off("malformed chunk")
             return False
         self._step = Exchange._read_chunk_line
         return True
@@ -304,7 +323,7 @@ class Exchange:
             self._take(end + 4)
             self._end()
         elif len(self._buffer) >= _MAX_TRAILER_BYTES:
-            self._break_off()
+            self._break_off(f"trailers longer than {_MAX_TRAILER_BYTES} bytes")
         return False
 
     def _take(self, count: int) -> bytearray:
@@ -316,25 +335,26 @@ class Exchange:
         room = self._limit - len(self._body)
         self._body += data[:room]
         if len(data) > room:
-            self._break_off()
+            self._break_off(f"longer than the limit of {self._limit} bytes")
 
     # The end.
 
-    def _end(self, *, has_body: bool = True, truncated: bool = False) -> None:
+    def _end(self, *, has_body: bool = True, truncated: bool = False, detail: str = "") -> None:
         self._reply = Reply(
             status_code=self._status_code,
             headers=self._headers,
             body=bytes(self._body) if has_body else None,
             truncated=truncated,
+            detail=detail,
         )
 
-    def _break_off(self) -> None:
+    def _break_off(self, detail: str) -> None:
         self._is_clean = False
-        self._end(truncated=True)
+        self._end(truncated=True, detail=detail)
 
-    def _fail(self, failure: AttemptFailure) -> None:
+    def _fail(self, failure: AttemptFailure, detail: str) -> None:
         self._is_clean = False
-        self._reply = Reply(failure=failure)
+        self._reply = Reply(failure=failure, detail=detail)
 
 
 def _within_bounds(headers: dict[str, str]) -> Headers:
@@ -350,4 +370,4 @@ def _within_bounds(headers: dict[str, str]) -> Headers:
 
 def _members(field: str | None) -> set[str]:
     """The members of a field that is a list (RFC 9110, section 5.6.1), in lower case."""
-    return set() if field is None else {member.strip().lower() for member in field.split(",")}
+    return set() if field is None else {member.strip(_BLANKS).lower() for member in field.split(",")}

@@ -17,7 +17,7 @@ from email.mime.text import MIMEText
 from email.utils import format_datetime
 from typing import Final
 
-from callbackq.core.models import CallbackState, CallbackStatus, FailedReason
+from callbackq.core.models import AttemptFailure, CallbackAttempt, CallbackState, CallbackStatus, FailedReason
 
 __all__ = ["compose"]
 
@@ -95,7 +95,17 @@ def _facts(status: CallbackStatus) -> Iterator[tuple[str, str]]:
         first, last = status.attempts[0], status.attempts[-1]
         yield "First attempt", _instant(first.time)
         yield "Last attempt", _instant(last.time)
-        yield "Last answer", f"none ({last.failure.value})" if last.failure else f"status {last.status_code}"
+        yield "Last answer", f"none ({_cause(last)})" if last.failure else f"status {last.status_code}"
+
+
+def _cause(attempt: CallbackAttempt) -> str:
+    if attempt.failure is None:
+        raise AssertionError
+    # Why a target was refused is for operators: whoever chooses URLs and addresses of e-mails could learn from it
+    # what names inside the network lead to.
+    if not attempt.detail or attempt.failure is AttemptFailure.TARGET_NOT_ALLOWED:
+        return attempt.failure.value
+    return f"{attempt.failure.value}: {attempt.detail}"
 
 
 def _advice(status: CallbackStatus) -> Iterator[str]:

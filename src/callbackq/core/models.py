@@ -258,6 +258,9 @@ class CallbackAttempt:
         machine_name: the dispatcher's name.
         late: its lock had been lost when the result came; it changed no state.
         truncated: the answer's body was longer than what is kept, or broke off.
+        detail: the cause of *failure* or *truncated*, for whoever looks for it: a few words of ours, such as
+            ``"ECONNREFUSED"``; at most 120 visible ASCII characters and blanks. No part of the contract: don't
+            decide by it.
     """
 
     status_code: int
@@ -268,6 +271,7 @@ class CallbackAttempt:
     machine_name: str = ""
     late: bool = False
     truncated: bool = False
+    detail: str = ""
 
     def __attrs_post_init__(self) -> None:
         _settle(self, CHECKS[CallbackAttempt])
@@ -424,6 +428,7 @@ CHECKS: Final[Mapping[type, Mapping[str, v.Check]]] = {
         "machine_name": v.check_text,
         "late": v.check_bool,
         "truncated": v.check_bool,
+        "detail": v.check_detail,
     },
     CallbackLock: {
         "acquired": v.check_instant,

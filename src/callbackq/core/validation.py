@@ -20,6 +20,7 @@ from callbackq.errors import InvalidRequestError
 __all__ = [
     "MAX_BODY_BYTES",
     "MAX_DELAY",
+    "MAX_DETAIL_LENGTH",
     "MAX_DURATION",
     "MAX_FAULTS",
     "MAX_INTEGER",
@@ -34,6 +35,7 @@ __all__ = [
     "check_bool",
     "check_callback_id",
     "check_delay",
+    "check_detail",
     "check_duration",
     "check_email_address",
     "check_headers",
@@ -58,6 +60,7 @@ METHODS: Final = ("GET", "POST", "PUT")
 ON_EXHAUSTED: Final = ("continue", "hold")
 
 MAX_TEXT_LENGTH: Final = 255
+MAX_DETAIL_LENGTH: Final = 120
 MAX_BODY_BYTES: Final = 1024 * 1024
 MAX_HEADERS: Final = 100
 MAX_HEADER_NAME: Final = 256
@@ -78,6 +81,7 @@ MAX_FAULTS: Final = 250
 _MICROSECOND: Final = timedelta(microseconds=1)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_DETAIL = re.compile(rf"[\x20-\x7e]{{0,{MAX_DETAIL_LENGTH}}}")
 # RFC 9110, section 5.6.2: token.
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 # Visible ASCII with inner blanks and tabs. RFC 9110, section 5.5 also has obs-text, which receivers read differently.
@@ -139,6 +143,12 @@ def check_text(value: object) -> Iterator[Fault]:
         yield "", "must not contain control characters or line breaks"
     elif _SURROGATE.search(value):
         yield "", "must not contain lone surrogates"
+
+
+def check_detail(value: object) -> Iterator[Fault]:
+    """Words about a failure, which end up in log lines and e-mails."""
+    if not isinstance(value, str) or not _DETAIL.fullmatch(value):
+        yield "", f"must be a string of at most {MAX_DETAIL_LENGTH} visible ASCII characters and blanks"
 
 
 def check_callback_id(value: object) -> Iterator[Fault]:

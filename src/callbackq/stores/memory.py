@@ -15,8 +15,7 @@ from bisect import insort
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from heapq import heapify, heappop, heappush
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final
 from uuid import uuid4
 
 from attrs import define, evolve, frozen
@@ -32,7 +31,7 @@ from callbackq.core.models import (
     CallbackStatus,
     FailedReason,
 )
-from callbackq.core.validation import check_callback_id
+from callbackq.core.validation import check_callback_id, refuse
 from callbackq.dataaccess import (
     Acquired,
     DataAccess,
@@ -41,8 +40,11 @@ from callbackq.dataaccess import (
     SupportsListing,
     SupportsNotifications,
     SupportsPurge,
+    check_arguments,
 )
-from callbackq.errors import CallbackNotFoundError, ConflictError, InvalidRequestError, LockLostError
+from callbackq.errors import CallbackNotFoundError, ConflictError, LockLostError
+from callbackq.settings import check_collaborator
+from callbackq.stores._agenda import Agenda, Entry
 
 __all__ = ["InMemoryDataAccess"]
 
@@ -63,21 +65,25 @@ class InMemoryDataAccess(DataAccess, SupportsNotifications, SupportsListing, Sup
 
     Args:
         clock: where time comes from; the machine's clock by default.
+
+    Raises:
+        InvalidRequestError: *clock* is no `Clock`.
     """
 
     durability = Durability.MEMORY
 
     def __init__(self, *, clock: Clock | None = None) -> None:
         self._mutex = _MUTEX
-        self._clock = clock or SystemClock()
+        self._clock = SystemClock() if clock is None else clock
+        refuse(check_collaborator("clock", self._clock, "now", "monotonic", "boot_id"))
         self._wall_at_start = self._clock.now()
         self._monotonic_at_start = self._clock.monotonic()
         self._callbacks: dict[str, _Callback] = {}
         self._queues: dict[str, _Queue] = {}
-        self._heads: _Agenda[_Callback] = _Agenda()
-        self._debts: _Agenda[_Debt] = _Agenda()
+        self._heads: Agenda[_Callback] = Agenda()
+        self._debts: Agenda[_Debt] = Agenda()
         self._leased_debts: dict[int, _Debt] = {}
-        self._forgettable: _Agenda[_Callback] = _Agenda()
+        self._forgettable: Agenda[_Callback] = Agenda()
         # One counter for all locks and leases: a token can't repeat, not even for an id that was purged and came back.
         self._last_token = 0
         self._subscribers: dict[object, Callable[[], None]] = {}
@@ -93,10 +99,8 @@ class InMemoryDataAccess(DataAccess, SupportsNotifications, SupportsListing, Sup
         return self._wall_at_start + timedelta(seconds=self._clock.monotonic() - self._monotonic_at_start)
 
     def store_callback_request(self, request: CallbackRequest, *, id: str | None = None) -> CallbackStatus:
-        if id is None:
-            id = str(uuid4())
-        elif faults := [(f"id{path}", reason) for path, reason in check_callback_id(id)]:
-            raise InvalidRequestError(faults)
+        check_arguments(request=request, id=id)
+        id = str(uuid4()) if id is None else id
         with self._step() as now:
             callback = self._callbacks.get(id)
             if callback is None:
@@ -111,9 +115,9 @@ class InMemoryDataAccess(DataAccess, SupportsNotifications, SupportsListing, Sup
             return self._find(id).status()
 
     def acquire_locks(self, machine_name: str, *, lock_timeout: timedelta, limit: int) -> list[Acquired]:
+        check_arguments(machine_name=machine_name, lock_timeout=lock_timeout, limit=limit)
         acquired: list[Acquired] = []
         with self._step() as now:
-            # Built before anything changes: it refuses a malformed machine name.
             lock = CallbackLock(acquired=now, timeout=now + lock_timeout, machine_name=machine_name)
             while len(acquired) < limit and (callback := self._heads.pop_due(now)):
                 if callback.state is CallbackState.LOCKED:
@@ -123,6 +127,7 @@ class InMemoryDataAccess(DataAccess, SupportsNotifications, SupportsListing, Sup
         return acquired
 
     def release_lock(self, acquired: Acquired, *, delay: timedelta = timedelta(0)) -> None:
+        check_arguments(delay=delay)
         with self._step() as now:
             callback = self._find_by_lock(acquired)
             if not callback.is_held_by(acquired.lock):
@@ -143,6 +148,7 @@ class InMemoryDataAccess(DataAccess, SupportsNotifications, SupportsListing, Sup
             return settled
 
     def request_transition(self, id: str, action: Action) -> CallbackStatus:
+        check_arguments(action=action)
         with self._step() as now:
             callback = self._find(id)
             effect = apply_action(
@@ -185,6 +191,7 @@ class InMemoryDataAccess(DataAccess, SupportsNotifications, SupportsListing, Sup
     # E-mails that final failures owe.
 
     def acquire_notifications(self, *, lock_timeout: timedelta, limit: int) -> list[Notification]:
+        check_arguments(lock_timeout=lock_timeout, limit=limit)
         leased: list[Notification] = []
         with self._mutex:
             now = self.now()
@@ -197,6 +204,7 @@ class InMemoryDataAccess(DataAccess, SupportsNotifications, SupportsListing, Sup
         return leased
 
     def record_notification(self, notification: Notification, *, retry_in: timedelta | None) -> None:
+        check_arguments(retry_in=retry_in)
         with self._mutex:
             debt = self._leased_debts.pop(notification.token, None)
             if debt is None:
@@ -214,6 +222,11 @@ class InMemoryDataAccess(DataAccess, SupportsNotifications, SupportsListing, Sup
     def list_callbacks(
         self, *, state: CallbackState | None = None, queue_id: str | None = None, page_size: int = 100
     ) -> Iterator[CallbackStatus]:
+        # Here, not with the first page: whoever calls wrongly should be told where.
+        check_arguments(state=state, queue_id=queue_id, page_size=page_size)
+        return self._pages(state, queue_id, page_size)
+
+    def _pages(self, state: CallbackState | None, queue_id: str | None, page_size: int) -> Iterator[CallbackStatus]:
         with self._mutex:
             ids = list(self._callbacks)
         for start in range(0, len(ids), page_size):
@@ -227,6 +240,7 @@ class InMemoryDataAccess(DataAccess, SupportsNotifications, SupportsListing, Sup
             yield from page
 
     def purge(self, *, finished_for: timedelta, limit: int = 1000) -> int:
+        check_arguments(finished_for=finished_for, limit=limit)
         deleted = 0
         with self._mutex:
             latest = self.now() - finished_for
@@ -252,7 +266,7 @@ class InMemoryDataAccess(DataAccess, SupportsNotifications, SupportsListing, Sup
     # Everything below is called with the mutex held.
 
     def _find(self, id: str) -> _Callback:
-        callback = self._callbacks.get(id)
+        callback = None if any(check_callback_id(id)) else self._callbacks.get(id)
         if callback is None:
             raise CallbackNotFoundError(id)
         return callback
@@ -300,6 +314,7 @@ class InMemoryDataAccess(DataAccess, SupportsNotifications, SupportsListing, Sup
             lock=lock,
             attempts_made=callback.attempts_made,
             abandoned=callback.abandoned,
+            on_exhausted=callback.request.on_exhausted,
         )
 
     def _abandon_lock(self, callback: _Callback, now: datetime) -> None:
@@ -392,7 +407,7 @@ class _Callback:
     queue: _Queue | None = None
     previous: _Callback | None = None
     next: _Callback | None = None
-    entry: _Entry | None = None
+    entry: Entry | None = None
 
     @property
     def is_head(self) -> bool:
@@ -484,7 +499,7 @@ class _Debt:
     callback: _Callback
     tries: int = 0
     token: int = 0
-    entry: _Entry | None = None
+    entry: Entry | None = None
 
     def notification(self) -> Notification:
         return Notification(
@@ -493,62 +508,3 @@ class _Debt:
             tries=self.tries,
             token=self.token,
         )
-
-
-class _Dated(Protocol):
-    entry: _Entry | None
-
-
-_Entry = tuple[datetime, int, _Dated]
-_Item = TypeVar("_Item", bound=_Dated)
-
-
-class _Agenda(Generic[_Item]):
-    """
-    Things by the time they are due, those put in first before others of the same time.
-
-    A heap. Finding an entry in its middle would mean to walk over it, so what moves or leaves lets go of its entry
-    and the dead entry stays, until it comes to the top or more than half of them are dead.
-    """
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[datetime, int, _Item]] = []
-        self._entered = 0
-        self._alive = 0
-
-    def put(self, item: _Item, due: datetime) -> None:
-        """Put in, or move."""
-        self.remove(item)
-        self._entered += 1
-        entry = (due, self._entered, item)
-        heappush(self._heap, entry)
-        item.entry = entry
-        self._alive += 1
-
-    def remove(self, item: _Item) -> None:
-        """Take out, if it is in."""
-        if item.entry is None:
-            return
-        item.entry = None
-        self._alive -= 1
-        if len(self._heap) > 2 * self._alive + 64:
-            self._heap = [entry for entry in self._heap if entry[2].entry is entry]
-            heapify(self._heap)
-
-    def first(self) -> datetime | None:
-        """When the first one is due."""
-        while self._heap:
-            if self._heap[0][2].entry is self._heap[0]:
-                return self._heap[0][0]
-            heappop(self._heap)
-        return None
-
-    def pop_due(self, now: datetime) -> _Item | None:
-        """Take out the one that has been due for longest."""
-        due = self.first()
-        if due is None or due > now:
-            return None
-        item = heappop(self._heap)[2]
-        item.entry = None
-        self._alive -= 1
-        return item

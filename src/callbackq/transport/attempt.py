@@ -29,6 +29,7 @@ from callbackq.errors import TargetNotAllowedError
 from callbackq.targets import TargetPolicy
 from callbackq.transport.connections import Connection, KeptConnections, Route
 from callbackq.transport.deadlines import Deadlines
+from callbackq.transport.details import detail_of
 from callbackq.transport.resolver import LookUp, ResolverPool
 
 __all__ = ["Attempt", "AttemptSettings", "DeadlinePassed", "Interrupted", "Network", "log_fault"]
@@ -39,11 +40,22 @@ _log = logging.getLogger("callbackq.transport")
 # answer that comes too late, and so a duplicate.
 _SMALLEST_USEFUL_SECONDS: Final = 0.25
 
+# A name may have thousands of addresses, none of them its owner's: without a bound, one callback would be thousands of
+# connections to somebody else.
+_MAX_ADDRESSES: Final = 8
+
 # Faults that say something about this machine and nothing about the receiver: descriptors, memory, ports, and (ENOSPC)
 # registrations with the selector.
 _LOCAL_FAULTS: Final = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.ENOSPC}
 )
+
+# What is waited for before the exchange begins, in words.
+_STAGES: Final = {
+    AttemptFailure.DNS: "looking up the name",
+    AttemptFailure.CONNECT: "connecting",
+    AttemptFailure.TLS: "TLS handshake",
+}
 
 Life = Generator[None, None, Outcome]
 Wait = Generator[None, None, None]
@@ -58,8 +70,9 @@ class Interrupted(Exception):
 
 
 class _NoAnswer(Exception):
-    def __init__(self, failure: AttemptFailure) -> None:
+    def __init__(self, failure: AttemptFailure, detail: str) -> None:
         self.failure = failure
+        self.detail = detail
 
 
 class _Unsendable(Exception):
@@ -147,30 +160,36 @@ class Attempt:
         except Interrupted:
             if not self._has_begun_to_send:
                 return NotSent(reason=NotSentReason.STOPPED)
-            exchange.give_up(AttemptFailure.INTERRUPTED)
+            exchange.give_up(AttemptFailure.INTERRUPTED, exchange.stage)
         except DeadlinePassed:
             if self._ends_at == self.delivery.ends_at and not self._has_begun_to_send:
                 return NotSent(reason=NotSentReason.TIME_IS_UP)
-            exchange.give_up(AttemptFailure.TIMEOUT)
+            exchange.give_up(AttemptFailure.TIMEOUT, _STAGES.get(self._stage, exchange.stage))
         except _NoAnswer as error:
-            exchange.give_up(error.failure)
-        except TargetNotAllowedError:
-            exchange.give_up(AttemptFailure.TARGET_NOT_ALLOWED)
+            exchange.give_up(error.failure, error.detail)
+        except TargetNotAllowedError as error:
+            exchange.give_up(AttemptFailure.TARGET_NOT_ALLOWED, detail_of(error))
         except OSError as error:
             if error.errno in _LOCAL_FAULTS and not self._has_begun_to_send:
                 return NotSent(reason=NotSentReason.LOCAL_FAULT, detail=errno.errorcode[error.errno])
-            exchange.give_up(self._meaning_of(error))
+            exchange.give_up(self._meaning_of(error), detail_of(error))
         except Exception as error:
             # A bug here, or a hook of the host (resolver, signer): this attempt fails, the others go on.
             log_fault("an attempt failed", error)
-            exchange.give_up(AttemptFailure.INTERNAL)
+            exchange.give_up(AttemptFailure.INTERNAL, detail_of(error))
         finally:
             self._leave(network, exchange)
         return self._answer(network, exchange)
 
-    def broken(self) -> Answer:
+    def broken(self, error: Exception) -> Answer:
         """Return the outcome of an attempt whose life ended in an exception all the same."""
-        return Answer(status_code=0, time=self._time, duration=timedelta(0), failure=AttemptFailure.INTERNAL)
+        return Answer(
+            status_code=0,
+            time=self._time,
+            duration=timedelta(0),
+            failure=AttemptFailure.INTERNAL,
+            detail=detail_of(error),
+        )
 
     # The stages.
 
@@ -179,7 +198,7 @@ class Attempt:
             raise self._request
         addresses = yield from self._look_up(network)
         target = self._target
-        routes = [Route(target.scheme, target.host, target.port, address) for address in addresses]
+        routes = [Route(target.scheme, target.host, target.port, address) for address in addresses[:_MAX_ADDRESSES]]
         kept = network.kept.take(routes, network.clock.monotonic())
         if kept is not None:
             kept.user = self
@@ -225,6 +244,7 @@ class Attempt:
         self._stage = AttemptFailure.CONNECT
         now = network.clock.monotonic()
         ends_at = min(self._ends_at, now + network.settings.connect_seconds)
+        details: dict[str, None] = {}
         for left, route in zip(range(len(routes), 0, -1), routes, strict=True):
             now = network.clock.monotonic()
             network.deadlines.set(self, ends_at if left == 1 else now + (ends_at - now) / left)
@@ -235,16 +255,18 @@ class Attempt:
             except DeadlinePassed:
                 if network.clock.monotonic() >= self._ends_at:
                     raise
+                details["no answer in time"] = None
             except OSError as error:
                 # For IPv6 "no address available" mostly means that this machine has no IPv6.
                 no_ipv6 = error.errno == errno.EADDRNOTAVAIL and ":" in route.address
                 if error.errno in _LOCAL_FAULTS and not no_ipv6:
                     raise
+                details[detail_of(error)] = None
             else:
                 network.deadlines.set(self, self._ends_at)
                 return self._connection
             self._disconnect()
-        raise _NoAnswer(AttemptFailure.CONNECT)
+        raise _NoAnswer(AttemptFailure.CONNECT, ", ".join(details))
 
     def _converse(self, network: Network, connection: Connection, exchange: Exchange) -> Wait:
         self._stage = AttemptFailure.CONNECTION_LOST
@@ -316,6 +338,7 @@ class Attempt:
             duration=self._duration(network),
             failure=reply.failure,
             truncated=reply.truncated,
+            detail=reply.detail,
         )
 
     def _duration(self, network: Network) -> timedelta:

@@ -18,6 +18,7 @@ from callbackq.core.delivery import Answer, Delivery, NotSent, NotSentReason, Ou
 from callbackq.core.models import AttemptFailure
 from callbackq.core.validation import Fault, check_request_headers
 from callbackq.errors import InvalidRequestError
+from callbackq.settings import check_collaborator
 from callbackq.signing import Signer
 from callbackq.targets import TargetPolicy
 from callbackq.transport.attempt import Attempt, AttemptSettings
@@ -94,6 +95,8 @@ class HTTPTransport(Transport, SupportsSubmit):
             *_check_order_headers(order_headers, queue_key),
             *_check_user_agent(user_agent),
             *_check_ssl_context(ssl_context),
+            *_check_signer(signer),
+            *(() if clock is None else check_collaborator("clock", clock, "now", "monotonic")),
         ]
         if faults:
             raise InvalidRequestError(faults)
@@ -139,7 +142,13 @@ class HTTPTransport(Transport, SupportsSubmit):
             return outcomes[0]
         # The network thread hangs in somebody's callback. It may have sent the request, so this is an attempt.
         duration = timedelta(seconds=max(0.0, self._clock.monotonic() - started))
-        return Answer(status_code=0, time=self._clock.now(), duration=duration, failure=AttemptFailure.INTERNAL)
+        return Answer(
+            status_code=0,
+            time=self._clock.now(),
+            duration=duration,
+            failure=AttemptFailure.INTERNAL,
+            detail="the network thread hangs",
+        )
 
     def submit(self, delivery: Delivery, done: Callable[[Outcome], None]) -> None:
         """
@@ -237,7 +246,12 @@ def _verifying_ssl_context() -> ssl.SSLContext:
 
 def _check_target_policy(policy: object) -> Iterator[Fault]:
     if not isinstance(policy, TargetPolicy):
-        yield "target_policy", "must be a TargetPolicy"
+        yield "target_policy", "must be a TargetPolicy, for example TargetPolicy(allow=[...])"
+
+
+def _check_signer(signer: object) -> Iterator[Fault]:
+    if not isinstance(signer, Signer | None):
+        yield "signer", "must be a Signer, made of a secret: Signer(secret)"
 
 
 def _check_times(least: timedelta, **times: timedelta) -> Iterator[Fault]:

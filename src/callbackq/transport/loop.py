@@ -219,7 +219,7 @@ class NetworkLoop:
         except Exception as error:
             # The last line: whatever happened, somebody waits for an outcome, and the thread for the next attempt.
             log_fault("an attempt broke", error)
-            outcome = attempt.broken()
+            outcome = attempt.broken(error)
         else:
             return
         self._under_way.discard(attempt)

@@ -2,8 +2,8 @@
 Look-ups on a few threads of their own.
 
 The system's resolver can't be given a deadline, so whoever waits for it must be free to go. A thread that hangs in a
-look-up nobody waits for any more stays lost until the look-up ends; that there are few threads, and fewer for each
-host, bounds what hanging names can take.
+look-up nobody waits for any more stays lost until the look-up ends. So there are many threads, few for each host, and
+half of them serve only hosts that have none yet: to stop all others it takes as many hanging names as threads.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Final
 
-__all__ = ["LookUp", "ResolverPool"]
+__all__ = ["MAX_PER_HOST", "MAX_THREADS", "LookUp", "ResolverPool"]
 
-_MAX_THREADS: Final = 8
-_MAX_PER_HOST: Final = 2
+MAX_THREADS: Final = 64
+"""Many more than healthy look-ups need."""
+MAX_PER_HOST: Final = 2
+_REST_SECONDS: Final = 10.0
 
 
 class LookUp:
@@ -58,9 +60,15 @@ class LookUp:
 
 
 class ResolverPool:
-    """Threads that look names up. They are started as they are needed, and end with `close`."""
+    """
+    Threads that look names up. They are started as they are needed, and end with `close`.
 
-    def __init__(self) -> None:
+    Args:
+        rest: seconds after which a thread that has nothing to do ends.
+    """
+
+    def __init__(self, *, rest: float = _REST_SECONDS) -> None:
+        self._rest = rest
         # Guards all below. Never held during a look-up.
         self._changed = threading.Condition()
         self._waiting: deque[LookUp] = deque()
@@ -78,7 +86,7 @@ class ResolverPool:
         """
         with self._changed:
             self._waiting.append(look_up)
-            if self._idle >= len(self._waiting) or self._threads == _MAX_THREADS:
+            if self._idle >= len(self._waiting) or self._threads == MAX_THREADS:
                 self._changed.notify()
                 return
             self._threads += 1
@@ -104,7 +112,7 @@ class ResolverPool:
             if look_up not in self._waiting:
                 return False
             self._waiting.remove(look_up)
-            return self._running[look_up.host] < _MAX_PER_HOST
+            return self._running[look_up.host] < MAX_PER_HOST
 
     def close(self) -> None:
         """Let the threads end; those that hang, when they wake."""
@@ -124,9 +132,9 @@ class ResolverPool:
     def _next(self) -> LookUp | None:
         with self._changed:
             self._idle += 1
-            while (look_up := self._first_allowed()) is None and not self._is_closed:
-                self._changed.wait()
+            self._changed.wait_for(lambda: self._is_closed or self._first_allowed() is not None, self._rest)
             self._idle -= 1
+            look_up = self._first_allowed()
             if look_up is None:
                 self._threads -= 1
                 return None
@@ -135,4 +143,5 @@ class ResolverPool:
             return look_up
 
     def _first_allowed(self) -> LookUp | None:
-        return next((one for one in self._waiting if self._running[one.host] < _MAX_PER_HOST), None)
+        limit = MAX_PER_HOST if self._running.total() < MAX_THREADS // 2 else 1
+        return next((one for one in self._waiting if self._running[one.host] < limit), None)

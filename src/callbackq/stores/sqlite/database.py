@@ -27,7 +27,7 @@ from typing import TypeVar
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from callbackq.errors import DataAccessError, TransientDataAccessError
-from callbackq.stores.sqlite import connections, faults, schema
+from callbackq.stores.sqlite import connections, faults, file, schema
 from callbackq.stores.sqlite.checkpoints import CheckpointSchedule
 from callbackq.stores.sqlite.forks import watch_forks
 from callbackq.stores.sqlite.groupcommit import GroupCommit, Ticket
@@ -70,6 +70,8 @@ class Database:
         self._forget = forget
         self._durable = durable
         self._busy_seconds = busy_timeout.total_seconds()
+        # Of the file, from the first opening to `close`. A fork or a fault closes the connections only.
+        self._identity: tuple[int, int] | None = None
         self._begin()
         watch_forks(self)
 
@@ -90,12 +92,14 @@ class Database:
     def open(self) -> None:
         """Open and prepare the database, unless it is open."""
         self._check_process()
-        if self._writer is None:
-            with self._group.paused():
-                try:
-                    self._open_writer()
-                except sqlite3.Error as error:
-                    raise faults.translate(error, self.path, nothing_written=True) from error
+        if self._writer is not None:
+            self._check_file()
+            return
+        with self._group.paused():
+            try:
+                self._open_writer()
+            except sqlite3.Error as error:
+                raise faults.translate(error, self.path, nothing_written=True) from error
 
     def close(self) -> None:
         """Close the connections, after the operations that are running."""
@@ -103,6 +107,7 @@ class Database:
             with self._group.paused(), self._reading:
                 self._close_reader()
                 self._close_writer()
+        self._identity = None
 
     def write(self, operation: Callable[[Transaction], _T]) -> _T:
         """
@@ -184,6 +189,13 @@ class Database:
                 f"{self.path} was open when this process was forked without Python's knowledge, and can't be used in "
                 "it: close the store before such a fork"
             )
+
+    def _check_file(self) -> None:
+        # An open file lives on when its path leads elsewhere. Callbacks stored in it would be gone with the process.
+        present = file.identity(self.path)
+        known = self._identity = self._identity or present
+        if present != known:
+            raise file.lost(self.path)
 
     # Everything below is called by the leader of the group; what is about the reader, with its mutex held.
 
@@ -270,18 +282,22 @@ class Database:
     # Opening and closing.
 
     def _open_writer(self) -> sqlite3.Connection:
-        if self._writer is None:
-            self._writes_ahead = self._locate()
-            writer = self._patiently(lambda: self._connect(0))
-            try:
-                self._set_up_writer(writer)
-            except BaseException:
-                self._roll_back(writer)
-                writer.close()
-                raise
-            self._writer = writer
-            self._schedule = CheckpointSchedule()
-        return self._writer
+        if self._writer is not None:
+            self._check_file()
+            return self._writer
+        self._writes_ahead = self._locate()
+        writer = self._patiently(lambda: self._connect(0))
+        try:
+            # Now, not before: to open a file of a lower layer of an overlay for writing makes it another one.
+            self._check_file()
+            self._set_up_writer(writer)
+        except BaseException:
+            self._roll_back(writer)
+            writer.close()
+            raise
+        self._writer = writer
+        self._schedule = CheckpointSchedule()
+        return writer
 
     def _set_up_writer(self, writer: sqlite3.Connection) -> None:
         transaction = Transaction(writer)

@@ -10,21 +10,21 @@ from callbackq.errors import DataAccessError, TransientDataAccessError
 
 __all__ = ["is_busy", "is_refusal_of_one_operation", "is_undone_commit", "leaves_connection_sound", "translate"]
 
-_REMEDIES: Final = {
+_PASSING: Final = {
     sqlite3.SQLITE_BUSY: "is being written to by another program for too long",
     sqlite3.SQLITE_LOCKED: "is being written to by another program for too long",
     sqlite3.SQLITE_FULL: "can't grow: free some space on its disk",
-    sqlite3.SQLITE_READONLY: "can't be written to: check its permissions and those of its directory",
-    sqlite3.SQLITE_CANTOPEN: "can't be opened: check its permissions and those of its directory",
-    sqlite3.SQLITE_PERM: "can't be opened: check its permissions and those of its directory",
     sqlite3.SQLITE_IOERR: "could not be read or written: check its disk",
     sqlite3.SQLITE_NOMEM: "could not be used for want of memory",
     sqlite3.SQLITE_PROTOCOL: "could not be locked: try again",
     sqlite3.SQLITE_INTERRUPT: "was interrupted",
 }
-"""What may pass by itself, or once somebody has seen to it."""
+"""What may pass by itself: the same call may be made again."""
 
-_DAMAGE: Final = {
+_LASTING: Final = {
+    sqlite3.SQLITE_READONLY: "can't be written to: check its permissions and those of its directory",
+    sqlite3.SQLITE_CANTOPEN: "can't be opened: check that it is there, its permissions and those of its directory",
+    sqlite3.SQLITE_PERM: "can't be opened: check its permissions and those of its directory",
     sqlite3.SQLITE_NOTADB: "is not an SQLite database: give another path, or remove the file",
     sqlite3.SQLITE_CORRUPT: "is damaged: restore a backup",
 }
@@ -38,8 +38,8 @@ def translate(error: sqlite3.Error, path: Path, *, nothing_written: bool) -> Dat
     """Build our error for one of SQLite's, which is its cause."""
     code = _primary_code(error)
     name = getattr(error, "sqlite_errorname", type(error).__name__)
-    kind = TransientDataAccessError if nothing_written and code in _REMEDIES else DataAccessError
-    text = _REMEDIES.get(code) or _DAMAGE.get(code) or "refused a statement"
+    kind = TransientDataAccessError if nothing_written and code in _PASSING else DataAccessError
+    text = _PASSING.get(code) or _LASTING.get(code) or "refused a statement"
     ours = kind(f"{path} {text} ({name})")
     ours.__cause__ = error
     return ours

@@ -7,21 +7,25 @@ SQLite holds on it in this process.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
 import sqlite3
+from functools import cache
 from pathlib import Path
 from typing import Final
 
-from callbackq.errors import DataAccessError, InvalidRequestError, TransientDataAccessError
+from callbackq.errors import DataAccessError, TransientDataAccessError
 from callbackq.stores.sqlite.forks import fork_safe_mutex
 
 __all__ = [
     "carries_wal_reset_bug",
-    "checked_path",
     "create",
+    "identity",
+    "is_path",
     "lies_on_network",
+    "lost",
     "network_filesystem",
     "on_network",
     "warn_of_wal_reset",
@@ -35,6 +39,7 @@ _NETWORK: Final = re.compile(
     r"nfs\d?|cifs|smb\w*|9p|virtiofs|vboxsf|prl_fs|ceph|lustre|glusterfs|beegfs\w*|afs|ncpfs|coda|gfs2?|ocfs2|gpfs"
     r"|fuse\.(?:sshfs|glusterfs|ceph\S*|s3fs|gcsfuse|rclone|vmhgfs\S*|davfs2?|juicefs|goofys|mfs\S*)"
 )
+_PASSING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 
 # Two store objects of one process may create the same file. Without the mutex one could be locking it already while
@@ -42,14 +47,10 @@ _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 _CREATING: Final = fork_safe_mutex()
 
 
-def checked_path(path: str | os.PathLike[str]) -> Path:
-    """Refuse what is no path of a file; resolve links, since everything else lies beside the true file."""
-    text = os.fspath(path)
-    if not isinstance(text, str) or not text or text.startswith((":memory:", "file:")) or "\0" in text:
-        raise InvalidRequestError(
-            [("path", "must be the path of a file; to keep callbacks in memory use InMemoryDataAccess")]
-        )
-    return Path(text).resolve()
+def is_path(path: object) -> bool:
+    """Tell whether this can be the path of a file, and isn't a name that means something else to SQLite."""
+    text = os.fspath(path) if isinstance(path, os.PathLike) else path
+    return isinstance(text, str) and bool(text) and not text.startswith((":memory:", "file:")) and "\0" not in text
 
 
 def create(path: Path) -> None:
@@ -65,9 +66,32 @@ def create(path: Path) -> None:
             if path.is_dir():
                 raise DataAccessError(f"{path} is a directory: give the path of a file") from None
         except FileNotFoundError as error:
-            raise TransientDataAccessError(f"the directory {path.parent} does not exist: create it first") from error
+            raise DataAccessError(f"the directory {path.parent} does not exist: create it first") from error
         except OSError as error:
-            raise TransientDataAccessError(f"{path} can't be created: {error.strerror}") from error
+            kind = TransientDataAccessError if error.errno in _PASSING else DataAccessError
+            raise kind(f"{path} can't be created: {error.strerror}") from error
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """
+    Tell one file from another, whatever they are called.
+
+    Raises:
+        DataAccessError: there is none.
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise lost(path) from error
+    return found.st_dev, found.st_ino
+
+
+def lost(path: Path) -> DataAccessError:
+    """Say that the file which is open isn't the one under its path any more."""
+    return DataAccessError(
+        f"{path} was removed or replaced while in use, and what would be written now could not be found again: close "
+        "this store, put the file in its place, and open the store again"
+    )
 
 
 def on_network(path: Path, kind: str) -> DataAccessError:
@@ -131,13 +155,14 @@ def carries_wal_reset_bug(version: tuple[int, int, int]) -> bool:
     return version >= (3, 7, 0) and not fixed
 
 
-def warn_of_wal_reset(path: Path) -> None:
-    """Say once for a store what its user should know about this version of SQLite."""
+@cache
+def warn_of_wal_reset() -> None:
+    """Say once in a process what its operator should know about this version of SQLite."""
     if carries_wal_reset_bug(sqlite3.sqlite_version_info[:3]):
         _LOG.warning(
-            "SQLite %s can lose a commit when a checkpoint runs beside a writer (fixed in 3.44.6, 3.50.7 and 3.51.3). "
-            "callbackq never lets that happen; other programs that write to %s must run "
-            '"PRAGMA wal_autocheckpoint = 0", or be given a newer SQLite',
+            "this is SQLite %s, which has a known fault (fixed in 3.44.6, 3.50.7 and 3.51.3): a checkpoint beside a "
+            "writer may lose a commit. callbackq works around it in its own files, and there is nothing to do unless "
+            'another program writes to the same file: let that one run "PRAGMA wal_autocheckpoint = 0" on each '
+            "connection, or use a newer SQLite",
             sqlite3.sqlite_version,
-            path,
         )

@@ -14,7 +14,15 @@ from callbackq.dataaccess import Acquired, AttemptRecord
 from callbackq.errors import LockLostError
 from callbackq.stores.sqlite.changes import Changes
 from callbackq.stores.sqlite.reading import find, status_of
-from callbackq.stores.sqlite.rows import LOCKED, ROW_COLUMNS, STATES, CallbackRow, attempt_values, read_request
+from callbackq.stores.sqlite.rows import (
+    LOCKED,
+    ROW_COLUMNS,
+    STATES,
+    CallbackRow,
+    attempt_values,
+    read_on_exhausted,
+    read_request,
+)
 from callbackq.stores.sqlite.timeline import instant, later
 from callbackq.stores.sqlite.transaction import Transaction
 
@@ -90,6 +98,7 @@ def acquired(claim: Claim) -> Acquired:
         ),
         attempts_made=row.attempts_made,
         abandoned=row.abandoned,
+        on_exhausted=read_on_exhausted(request),
     )
 
 

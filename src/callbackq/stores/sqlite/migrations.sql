@@ -99,6 +99,7 @@ CREATE TABLE callbackq_history (
     attempt_machine TEXT,
     late INTEGER,
     truncated INTEGER,
+    detail TEXT,
     headers TEXT,
     body BLOB
 );

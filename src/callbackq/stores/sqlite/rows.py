@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from attrs import define, fields
 
@@ -37,6 +37,7 @@ __all__ = [
     "CallbackRow",
     "attempt_values",
     "code_of",
+    "read_on_exhausted",
     "read_request",
     "read_status",
     "request_values",
@@ -131,6 +132,11 @@ def read_request(row: Row) -> CallbackRequest | None:
         return None
 
 
+def read_on_exhausted(row: Row) -> Literal["continue", "hold"]:
+    """Find out what to do with the queue, from the columns of a request that may be unreadable otherwise."""
+    return "hold" if row[7] == "hold" else "continue"
+
+
 def attempt_values(attempt: CallbackAttempt | None, *, lock_machine: str | None) -> Values:
     """Take an attempt apart; the columns are NULL when there was none."""
     if attempt is None:
@@ -143,6 +149,7 @@ def attempt_values(attempt: CallbackAttempt | None, *, lock_machine: str | None)
         "attempt_machine": None if attempt.machine_name == lock_machine else attempt.machine_name,
         "late": int(attempt.late),
         "truncated": int(attempt.truncated),
+        "detail": attempt.detail or None,
         "headers": _write_headers(attempt.response.headers),
         "body": attempt.response.data,
     }
@@ -205,7 +212,7 @@ def _read_lock(entry: Row) -> CallbackLock:
 
 def _read_attempt(entry: Row) -> CallbackAttempt:
     machine = entry[5]
-    status_code, time, duration, failure, attempt_machine, late, truncated, headers, body = entry[6:]
+    status_code, time, duration, failure, attempt_machine, late, truncated, detail, headers, body = entry[6:]
     return CallbackAttempt(
         status_code=status_code,
         response=CallbackData(headers=_read_json(headers, {}), data=body),
@@ -215,11 +222,12 @@ def _read_attempt(entry: Row) -> CallbackAttempt:
         machine_name=machine if attempt_machine is None else attempt_machine,
         late=bool(late),
         truncated=bool(truncated),
+        detail=detail or "",
     )
 
 
 _NO_ATTEMPT: Final[Values] = dict.fromkeys(
-    ("status_code", "time", "duration", "failure", "attempt_machine", "late", "truncated", "headers", "body")
+    ("status_code", "time", "duration", "failure", "attempt_machine", "late", "truncated", "detail", "headers", "body")
 )
 
 

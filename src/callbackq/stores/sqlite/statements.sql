@@ -89,7 +89,7 @@ WHERE c.callback = :callback;
 -- name: history
 -- callbackq_history_of_callback, whose entries of one callback stand in the order of their tokens.
 SELECT token, acquired, timeout, ended, completed, machine,
-    status_code, time, duration, failure, attempt_machine, late, truncated, headers, body
+    status_code, time, duration, failure, attempt_machine, late, truncated, detail, headers, body
 FROM callbackq_history
 WHERE callback = :callback
 ORDER BY token;
@@ -190,10 +190,10 @@ WHERE q.queue = :queue;
 -- name: add_history
 INSERT INTO callbackq_history (
     token, callback, acquired, timeout, ended, completed, machine, settled,
-    status_code, time, duration, failure, attempt_machine, late, truncated, headers, body
+    status_code, time, duration, failure, attempt_machine, late, truncated, detail, headers, body
 ) VALUES (
     :token, :callback, :acquired, :timeout, :ended, :completed, :machine, :settled,
-    :status_code, :time, :duration, :failure, :attempt_machine, :late, :truncated, :headers, :body
+    :status_code, :time, :duration, :failure, :attempt_machine, :late, :truncated, :detail, :headers, :body
 );
 
 -- name: ended_lock
@@ -204,7 +204,8 @@ SELECT settled FROM callbackq_history WHERE token = :token AND callback = :callb
 -- By key. An attempt that is already there stays as it is.
 UPDATE callbackq_history
 SET status_code = :status_code, time = :time, duration = :duration, failure = :failure,
-    attempt_machine = :attempt_machine, late = 1, truncated = :truncated, headers = :headers, body = :body
+    attempt_machine = :attempt_machine, late = 1, truncated = :truncated, detail = :detail,
+    headers = :headers, body = :body
 WHERE token = :token AND status_code IS NULL;
 
 -- name: accept_late

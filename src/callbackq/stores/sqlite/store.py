@@ -12,8 +12,8 @@ from typing import Final, Literal, TypeVar
 
 from callbackq.clock import Clock, SystemClock
 from callbackq.core.lifecycle import Action, Transition
-from callbackq.core.models import CallbackAttempt, CallbackLock, CallbackRequest, CallbackState, CallbackStatus
-from callbackq.core.validation import check_callback_id
+from callbackq.core.models import CallbackAttempt, CallbackRequest, CallbackState, CallbackStatus
+from callbackq.core.validation import Fault, check_bool, refuse
 from callbackq.dataaccess import (
     Acquired,
     AttemptRecord,
@@ -24,9 +24,11 @@ from callbackq.dataaccess import (
     SupportsListing,
     SupportsNotifications,
     SupportsPurge,
+    check_arguments,
     ids_for,
 )
-from callbackq.errors import DataAccessError, InvalidRequestError, LockLostError
+from callbackq.errors import DataAccessError, LockLostError
+from callbackq.settings import check_collaborator
 from callbackq.stores.sqlite import file, locking, reading, storing, upkeep
 from callbackq.stores.sqlite.backup import back_up
 from callbackq.stores.sqlite.database import Database
@@ -74,8 +76,8 @@ class SQLiteDataAccess(DataAccess, SupportsNotifications, SupportsListing, Suppo
         busy_timeout: how long a call waits for other writers before it raises `TransientDataAccessError`.
 
     Raises:
-        InvalidRequestError: *path* is no path of a file, *durability* neither of the two words, or *busy_timeout* not
-            from 0 to 1 day.
+        InvalidRequestError: with every argument that is of another type or impossible: *path* is no path of a file,
+            *clock* no `Clock`, *durability* neither of the two words, *busy_timeout* not from 0 to 1 day.
     """
 
     def __init__(
@@ -87,13 +89,19 @@ class SQLiteDataAccess(DataAccess, SupportsNotifications, SupportsListing, Suppo
         allow_network_fs: bool = False,
         busy_timeout: timedelta = timedelta(seconds=10),
     ) -> None:
-        if durability not in _DURABILITIES:
-            raise InvalidRequestError([("durability", "must be 'power' or 'process'")])
-        if not timedelta(0) <= busy_timeout <= _LONGEST_BUSY_TIMEOUT:
-            raise InvalidRequestError([("busy_timeout", "must be from 0 to 1 day")])
+        self._clock = SystemClock() if clock is None else clock
+        refuse(
+            [
+                *_check_path(path),
+                *check_collaborator("clock", self._clock, "now", "monotonic", "boot_id"),
+                *_check_durability(durability),
+                *(("allow_network_fs", reason) for _, reason in check_bool(allow_network_fs)),
+                *_check_busy_timeout(busy_timeout),
+            ]
+        )
         self.durability = _DURABILITIES[durability]
-        self._path = file.checked_path(path)
-        self._clock = clock or SystemClock()
+        # Links are resolved, since everything else lies beside the true file.
+        self._path = Path(path).resolve()
         self._time = TimeLine(self._clock)
         self._allow_network_fs = allow_network_fs
         self._is_local = True
@@ -133,15 +141,13 @@ class SQLiteDataAccess(DataAccess, SupportsNotifications, SupportsListing, Suppo
     # Storing and looking.
 
     def store_callback_request(self, request: CallbackRequest, *, id: str | None = None) -> CallbackStatus:
-        _check_ids("id", [id])
+        check_arguments(request=request, id=id)
         return self._store([(id, request)])[0]
 
     def store_callback_requests(
         self, requests: Sequence[CallbackRequest], *, ids: Sequence[str | None] | None = None
     ) -> list[CallbackStatus]:
-        pairs = list(zip(ids_for(requests, ids), requests, strict=True))
-        _check_ids("ids", [id for id, _ in pairs])
-        return self._store(pairs)
+        return self._store(list(zip(ids_for(requests, ids), requests, strict=True)))
 
     def get_callback_status(self, id: str) -> CallbackStatus:
         return self._database.read(lambda tx: reading.status_of(tx, reading.find(tx, id).callback))
@@ -149,6 +155,11 @@ class SQLiteDataAccess(DataAccess, SupportsNotifications, SupportsListing, Suppo
     def list_callbacks(
         self, *, state: CallbackState | None = None, queue_id: str | None = None, page_size: int = 100
     ) -> Iterator[CallbackStatus]:
+        # Here, not with the first page: whoever calls wrongly should be told where.
+        check_arguments(state=state, queue_id=queue_id, page_size=page_size)
+        return self._pages(state, queue_id, page_size)
+
+    def _pages(self, state: CallbackState | None, queue_id: str | None, page_size: int) -> Iterator[CallbackStatus]:
         for keys in self._list_keys(state, queue_id):
             for start in range(0, len(keys), page_size):
                 # All of a page at once: no transaction stays open while the caller looks at it.
@@ -160,10 +171,9 @@ class SQLiteDataAccess(DataAccess, SupportsNotifications, SupportsListing, Suppo
     # Locks.
 
     def acquire_locks(self, machine_name: str, *, lock_timeout: timedelta, limit: int) -> list[Acquired]:
-        # Refuses a malformed name before anything is written.
-        CallbackLock(acquired=instant(0), timeout=instant(0), machine_name=machine_name)
+        check_arguments(machine_name=machine_name, lock_timeout=lock_timeout, limit=limit)
         due = self._next_due_us()
-        if limit < 1 or due is None or due > self._time.now_us():
+        if due is None or due > self._time.now_us():
             self._database.checkpoint_when_idle()
             return []
         claims = self._write(
@@ -178,6 +188,7 @@ class SQLiteDataAccess(DataAccess, SupportsNotifications, SupportsListing, Suppo
         return [locking.acquired(claim) for claim in claims]
 
     def release_lock(self, acquired: Acquired, *, delay: timedelta = timedelta(0)) -> None:
+        check_arguments(delay=delay)
         (outcome,) = self._release([(acquired, delay)])
         if isinstance(outcome, LockLostError):
             raise outcome
@@ -195,6 +206,7 @@ class SQLiteDataAccess(DataAccess, SupportsNotifications, SupportsListing, Suppo
         return self._telling(partial(locking.end_locks, records=records))
 
     def request_transition(self, id: str, action: Action) -> CallbackStatus:
+        check_arguments(action=action)
         return self._telling(partial(locking.act, id=id, action=action))
 
     def next_due(self) -> datetime | None:
@@ -213,22 +225,26 @@ class SQLiteDataAccess(DataAccess, SupportsNotifications, SupportsListing, Suppo
     # E-mails that are owed.
 
     def acquire_notifications(self, *, lock_timeout: timedelta, limit: int) -> list[Notification]:
+        check_arguments(lock_timeout=lock_timeout, limit=limit)
+
         def anything_due(transaction: Transaction) -> bool:
             return bool(transaction.all("due_notifications", now=self._time.now_us(), limit=1))
 
         # A look costs no place among the writers.
-        if limit < 1 or not self._database.read(anything_due):
+        if not self._database.read(anything_due):
             return []
         return self._write(
             partial(upkeep.lease_notifications, lock_timeout=lock_timeout, limit=min(limit, _MOST_LOCKS))
         )
 
     def record_notification(self, notification: Notification, *, retry_in: timedelta | None) -> None:
+        check_arguments(retry_in=retry_in)
         self._write(partial(upkeep.settle_notification, notification=notification, retry_in=retry_in))
 
     # Forgetting and copying.
 
     def purge(self, *, finished_for: timedelta, limit: int = 1000) -> int:
+        check_arguments(finished_for=finished_for, limit=limit)
         purged = 0
         while purged < limit:
             # In small transactions, so that none of them holds up a delivery.
@@ -239,8 +255,9 @@ class SQLiteDataAccess(DataAccess, SupportsNotifications, SupportsListing, Suppo
                 break
         return purged
 
-    def backup(self, path: Path) -> None:
-        back_up(self._database, path)
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        check_arguments(path=path)
+        back_up(self._database, Path(path))
 
     # Opening.
 
@@ -252,7 +269,7 @@ class SQLiteDataAccess(DataAccess, SupportsNotifications, SupportsListing, Suppo
         # Once: a file that vanishes later, with its disk perhaps, must not be replaced by an empty one.
         if not self._was_located:
             file.create(self._path)
-            file.warn_of_wal_reset(self._path)
+            file.warn_of_wal_reset()
             self._was_located = True
         return self._is_local
 
@@ -349,12 +366,16 @@ class SQLiteDataAccess(DataAccess, SupportsNotifications, SupportsListing, Suppo
                 one.bury()
 
 
-def _check_ids(name: str, ids: Sequence[str | None]) -> None:
-    faults = [
-        (name if name == "id" else f"{name}[{index}]", reason)
-        for index, id in enumerate(ids)
-        if id is not None
-        for _, reason in check_callback_id(id)
-    ]
-    if faults:
-        raise InvalidRequestError(faults)
+def _check_path(path: object) -> Iterator[Fault]:
+    if not file.is_path(path):
+        yield "path", "must be the path of a file; to keep callbacks in memory use InMemoryDataAccess"
+
+
+def _check_durability(durability: object) -> Iterator[Fault]:
+    if durability not in tuple(_DURABILITIES):
+        yield "durability", "must be 'power' or 'process'"
+
+
+def _check_busy_timeout(busy_timeout: object) -> Iterator[Fault]:
+    if not isinstance(busy_timeout, timedelta) or not timedelta(0) <= busy_timeout <= _LONGEST_BUSY_TIMEOUT:
+        yield "busy_timeout", "must be a timedelta from 0 to 1 day"

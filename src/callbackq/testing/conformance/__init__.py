@@ -8,9 +8,10 @@ imports no test framework and runs under pytest and unittest alike.
 
 from __future__ import annotations
 
+from callbackq.testing.conformance.expiring import Expiry
 from callbackq.testing.conformance.failing import Errors, ThreadsAndForks
 from callbackq.testing.conformance.keeping import Backup, Purge
-from callbackq.testing.conformance.locking import Exclusive, Expiry, HeadOnly, Tokens
+from callbackq.testing.conformance.locking import Exclusive, HeadOnly, Tokens
 from callbackq.testing.conformance.notifying import Notifications
 from callbackq.testing.conformance.operating import OperatorActions
 from callbackq.testing.conformance.reading import Hints, Reads

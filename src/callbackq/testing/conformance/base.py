@@ -6,7 +6,7 @@ Names must not clash with those of `unittest.TestCase` (``fail``, ``id``, ``run`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,6 +33,7 @@ from callbackq.dataaccess import (
     SupportsPurge,
     Transition,
 )
+from callbackq.errors import InvalidRequestError
 from callbackq.testing.doubles import FakeClock
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "an_attempt",
     "check_whole",
     "raises",
+    "refuses",
 ]
 
 LOCK_TIMEOUT: Final = timedelta(minutes=1)
@@ -97,6 +99,15 @@ def raises(kind: type[_Error], promise: str) -> Iterator[Caught[_Error]]:
         caught.error = error
         return
     raise AssertionError(f"{promise}: {kind.__name__} was not raised")
+
+
+def refuses(argument: str, call: Callable[[Any], object], *values: object) -> None:
+    """Demand that *call* refuses each value, and names the argument that it is given as."""
+    for value in values:
+        with raises(InvalidRequestError, f"{argument}={value!a:.40}") as caught:
+            call(value)
+        paths = [path for path, _ in caught.error.errors]
+        assert paths == [argument], f"the error for {argument}={value!a:.40} must name {argument}, it names {paths}"
 
 
 def check_whole(status: CallbackStatus) -> None:

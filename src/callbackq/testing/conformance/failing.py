@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from callbackq.core.models import CallbackState
 from callbackq.dataaccess import Action, Durability
@@ -15,7 +15,16 @@ from callbackq.errors import (
     InvalidRequestError,
     TransientDataAccessError,
 )
-from callbackq.testing.conformance.base import DELIVERED, LOCK_TIMEOUT, Conformance, a_request, an_attempt, raises
+from callbackq.testing.conformance.base import (
+    DELIVERED,
+    LOCK_TIMEOUT,
+    MOMENT,
+    Conformance,
+    a_request,
+    an_attempt,
+    raises,
+    refuses,
+)
 from callbackq.testing.conformance.concurrency import Child, race, while_threads_run
 
 __all__ = ["Errors", "ThreadsAndForks"]
@@ -44,6 +53,53 @@ class Errors(Conformance):
                 self.status(id)
             with raises(CallbackNotFoundError, f"a wish for {id[:20]!a}"):
                 self.store.request_transition(id, Action.CANCEL)
+
+    def test_what_is_no_string_is_not_found(self) -> None:
+        """What can't be an id is not found, whatever its type."""
+        self.stored(id="1")
+        ids: list[Any] = [None, 1, b"1", ["1"], {}]
+
+        for id in ids:
+            with raises(CallbackNotFoundError, f"the status of {id!r}"):
+                self.status(id)
+            with raises(CallbackNotFoundError, f"a wish for {id!r}"):
+                self.store.request_transition(id, Action.CANCEL)
+
+    def test_a_wrong_argument_is_refused_by_its_name(self) -> None:
+        """An argument of another type or out of bounds is refused with InvalidRequestError, which names it."""
+        store, request = self.store, a_request(queue_id="queue")
+        refuses("request", lambda it: store.store_callback_request(it), None, {}, "https://receiver.example/")
+        refuses("id", lambda it: store.store_callback_request(request, id=it), 1, b"id", ["id"])
+        refuses("requests[1]", lambda it: store.store_callback_requests([request, it]), None, "request")
+        refuses("requests", lambda it: store.store_callback_requests(it), None, request, iter([request]))
+        refuses("ids[1]", lambda it: store.store_callback_requests([request, request], ids=["a", it]), 1, "b.dot")
+        refuses("ids", lambda it: store.store_callback_requests([request, request], ids=it), 2, "ab", ["a"])
+        assert store.next_due() is None, "what was refused must not have been stored"
+
+        id = self.stored("queue")
+        assert self.status(id).sequence == 1, "what was refused must not have used up a number"
+        before = self.status(id)
+        refuses(
+            "machine_name",
+            lambda it: store.acquire_locks(it, lock_timeout=LOCK_TIMEOUT, limit=1),
+            *(None, 1, b"machine", "a\nb", "\ud800", "x" * 256),
+        )
+        refuses(
+            "lock_timeout",
+            lambda it: store.acquire_locks("machine", lock_timeout=it, limit=1),
+            *(None, 60, timedelta(0), -MOMENT, timedelta.max),
+        )
+        refuses(
+            "limit",
+            lambda it: store.acquire_locks("machine", lock_timeout=LOCK_TIMEOUT, limit=it),
+            *(None, 0, -1, 1.0, "1", True),
+        )
+        refuses("action", lambda it: store.request_transition(id, it), None, "cancel", CallbackState.CANCELLED)
+        assert self.status(id) == before, "what was refused must have changed nothing"
+
+        acquired = self.acquire_one()
+        refuses("delay", lambda it: store.release_lock(acquired, delay=it), None, 1, -MOMENT, timedelta.max)
+        self.succeed(acquired)
 
     def test_a_malformed_id_is_refused_and_stores_nothing(self) -> None:
         """InvalidRequestError: the id is malformed."""

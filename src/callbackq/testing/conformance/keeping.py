@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from callbackq.core.models import CallbackState
-from callbackq.dataaccess import Action, DataAccess
-from callbackq.errors import CallbackNotFoundError, LockLostError
+from callbackq.dataaccess import Acquired, Action, DataAccess
+from callbackq.errors import CallbackNotFoundError, InvalidRequestError, LockLostError
 from callbackq.testing.conformance.base import (
     DELIVERED,
     LOCK_TIMEOUT,
@@ -17,6 +18,7 @@ from callbackq.testing.conformance.base import (
     an_attempt,
     check_whole,
     raises,
+    refuses,
 )
 from callbackq.testing.conformance.concurrency import while_threads_run
 
@@ -124,6 +126,17 @@ class Purge(Conformance):
         deleted = [self.purging.purge(finished_for=_NOW, limit=2) for _ in range(4)]
 
         assert deleted == [2, 2, 1, 0], "a purge must delete no more than its limit, and all in the end"
+
+    def test_a_purge_of_the_impossible_is_refused(self) -> None:
+        """A wrong argument is refused with InvalidRequestError, which names it; nothing is deleted."""
+        purging = self.purging
+        id = self.stored()
+        self.succeed(self.acquire_one())
+
+        refuses("finished_for", lambda it: purging.purge(finished_for=it), None, 0, -MOMENT, timedelta.max)
+        refuses("limit", lambda it: purging.purge(finished_for=_NOW, limit=it), None, 0, -1, 1.5, "1", True)
+
+        assert self.status(id).success, "a purge that was refused must delete nothing"
 
     def test_a_purge_is_not_held_up_by_what_it_must_keep(self) -> None:
         """However many must be kept, the others are found."""
@@ -243,25 +256,61 @@ class Backup(Conformance):
             assert self.state(first) is CallbackState.LOCKED, "working on a backup must not touch the original"
             copy.close()
 
+    def test_a_backup_replaces_nothing(self) -> None:
+        """InvalidRequestError: there is something under the path already; it was left as it is."""
+        backups = self.backups
+        with TemporaryDirectory() as directory:
+            path = Path(directory) / "backup"
+            path.write_bytes(b"an earlier backup")
+
+            for there in (path, path.parent):
+                with raises(
+                    InvalidRequestError, f"a backup to where there is a {'file' if there is path else 'folder'}"
+                ):
+                    backups.backup(there)
+
+            assert list(path.parent.iterdir()) == [path], "a backup that was refused must leave nothing behind"
+            assert path.read_bytes() == b"an earlier backup", "a backup must replace nothing"
+
+    def test_a_path_may_be_text(self) -> None:
+        """A path is a string or a path-like object; anything else is refused."""
+        backups = self.backups
+        id = self.stored()
+        with TemporaryDirectory() as directory:
+            path = Path(directory) / "backup"
+
+            backups.backup(str(path))
+            refuses("path", backups.backup, None, 1, b"backup", "")
+
+            copy = self.closed_later(self.open_backup(path, self.clock))
+            assert copy.get_callback_status(id).id == id, "a backup whose path is text must be written there"
+            copy.close()
+
     def test_a_backup_taken_under_load_shows_one_moment(self) -> None:
         """Taken under load it opens at some commit point: of each writer the first so many, and no half records."""
         with TemporaryDirectory() as directory:
-            written = 0
-            backups: list[tuple[Path, int, int]] = []
+            store, backups, written = self.backups, list[tuple[Path, int, int]](), 0
+            taken = [threading.Event() for _ in range(5)]
 
             def back_up() -> None:
-                if written >= 5 * len(backups):
-                    at_least, path = written, Path(directory) / f"backup-{len(backups)}"
-                    self.backups.backup(path)
-                    backups.append((path, at_least, written))
+                for number, event in enumerate(taken):
+                    if not event.is_set():
+                        at_least, path = written, Path(directory) / f"backup-{number}"
+                        store.backup(path)
+                        backups.append((path, at_least, written))
+                        event.set()
 
             with while_threads_run(back_up):
-                for _ in range(25):
-                    self.stored("queue", id=f"written-{written}")
-                    written += 1
-                    self.succeed(self.acquire_one())
+                under_way: Acquired | None = None
+                for event in taken:
+                    for _ in range(12):
+                        if under_way:
+                            self.succeed(under_way)
+                        self.stored("queue", id=f"written-{written}")
+                        written += 1
+                        under_way = self.acquire_one()
+                    assert event.wait(30), "a backup must come to its end while others write"
 
-            back_up()
             for path, at_least, at_most in backups:
                 copy = self.closed_later(self.open_backup(path, self.clock))
                 there = [number for number in range(at_most + 2) if _holds(copy, f"written-{number}")]

@@ -7,7 +7,7 @@ from itertools import chain
 
 from callbackq.core.models import CallbackState
 from callbackq.dataaccess import Action, Notification
-from callbackq.testing.conformance.base import LOCK_TIMEOUT, MOMENT, Conformance
+from callbackq.testing.conformance.base import LOCK_TIMEOUT, MOMENT, Conformance, refuses
 from callbackq.testing.conformance.concurrency import race, while_threads_run
 
 __all__ = ["Notifications"]
@@ -111,9 +111,24 @@ class Notifications(Conformance):
             ids.append(self._failed())
             self.clock.advance(MOMENT)
 
-        batches = [[owed.callback_id for owed in self._lease(limit=limit)] for limit in (0, 2, 9)]
+        batches = [[owed.callback_id for owed in self._lease(limit=limit)] for limit in (2, 9)]
 
-        assert batches == [[], ids[:2], ids[2:]], "debts must be leased oldest first, within the limit"
+        assert batches == [ids[:2], ids[2:]], "debts must be leased oldest first, within the limit"
+
+    def test_a_lease_of_the_impossible_is_refused(self) -> None:
+        """A wrong argument is refused with InvalidRequestError, which names it; nothing is leased or paid."""
+        store = self.notifications
+        self._failed()
+
+        refuses(
+            "lock_timeout", lambda it: store.acquire_notifications(lock_timeout=it, limit=1), None, 60, timedelta(0)
+        )
+        refuses("limit", lambda it: store.acquire_notifications(lock_timeout=LOCK_TIMEOUT, limit=it), None, 0, -1, 1.5)
+        owed = self._lease_one()
+        refuses("retry_in", lambda it: store.record_notification(owed, retry_in=it), 60, -MOMENT, timedelta.max)
+
+        self.clock.advance(LOCK_TIMEOUT + MOMENT)
+        assert self._lease_one().tries == 0, "what was refused must have ended no lease"
 
     def test_racing_callers_lease_each_debt_once(self) -> None:
         """However many callers race, each debt goes to one of them."""

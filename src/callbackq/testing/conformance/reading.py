@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from callbackq.core.models import CallbackState
 from callbackq.dataaccess import Action
-from callbackq.testing.conformance.base import Conformance, a_request, check_whole
+from callbackq.testing.conformance.base import Conformance, a_request, check_whole, refuses
 from callbackq.testing.conformance.concurrency import race, while_threads_run
 
 __all__ = ["Hints", "Reads"]
@@ -76,6 +76,15 @@ class Reads(Conformance):
                 listed = self.listing.list_callbacks(state=state, queue_id=queue_id, page_size=page_size)
                 assert [status.id for status in listed] == expected, f"listing state {state}, queue {queue_id!r}"
 
+    def test_a_listing_of_nothing_that_exists_is_refused(self) -> None:
+        """A wrong argument is refused with InvalidRequestError, which names it."""
+        listing = self.listing
+        self.stored()
+
+        refuses("state", lambda it: list(listing.list_callbacks(state=it)), "waiting", 0, CallbackState)
+        refuses("queue_id", lambda it: list(listing.list_callbacks(queue_id=it)), 1, b"", [])
+        refuses("page_size", lambda it: list(listing.list_callbacks(page_size=it)), None, 0, -1, 1.5, "1", True)
+
     def test_a_listing_under_way_holds_nobody_up(self) -> None:
         """Nothing is held open between pages."""
         ids = [self.stored() for _ in range(4)]
@@ -122,11 +131,12 @@ class Reads(Conformance):
 
     def test_a_listing_shows_whole_states(self) -> None:
         """Each status in a page is as of one moment."""
+        listing = self.listing
         for _ in range(6):
             self.stored()
 
         def look() -> None:
-            for status in self.listing.list_callbacks(page_size=3):
+            for status in listing.list_callbacks(page_size=3):
                 check_whole(status)
 
         with while_threads_run(look):

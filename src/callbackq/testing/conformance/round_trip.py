@@ -80,6 +80,14 @@ class RoundTrip(Conformance):
         for changes in table:
             self._check(a_request(**changes), ", ".join(changes))
 
+    def test_what_a_final_failure_does_to_the_queue_is_acquired_too(self) -> None:
+        """Acquired.on_exhausted is that of the request."""
+        for given in ("continue", "hold"):
+            self.stored("queue", on_exhausted=given)
+            acquired = self.acquire_one()
+            assert acquired.on_exhausted == given, f"a request with on_exhausted={given!r} must be acquired with it"
+            self.succeed(acquired)
+
     def test_ids_come_back_as_they_were(self) -> None:
         """An id is 1 to 255 visible ASCII characters other than the dot, told apart exactly."""
         visible = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != ".")
@@ -100,7 +108,8 @@ class RoundTrip(Conformance):
             an_attempt(time=datetime.min.replace(tzinfo=UTC), duration=timedelta(0)),
             an_attempt(time=datetime.max.replace(tzinfo=UTC), duration=timedelta(days=365, microseconds=1)),
             *(an_attempt(machine_name=text) for text in _TEXTS),
-            an_attempt(truncated=True),
+            an_attempt(truncated=True, detail="connection_lost: ECONNRESET"),
+            an_attempt(0, failure=AttemptFailure.TLS, detail="".join(map(chr, range(0x20, 0x7F))) + "~" * 25),
         ]
         id = self.stored()
 

@@ -272,6 +272,16 @@ class Idempotent(Conformance):
         assert again == first, "repeating the batch must return the stored callbacks"
         assert self.status(self.stored("queue")).sequence == 4, "a repeated batch must use up no number"
 
+    def test_a_batch_may_leave_ids_to_the_store(self) -> None:
+        """None: a new random one."""
+        requests = [a_request(application_id=str(number)) for number in range(3)]
+
+        statuses = self.store.store_callback_requests(requests, ids=["first", None, None])
+
+        assert statuses[0].id == "first", "a given id must be used"
+        assert len({status.id for status in statuses}) == 3, "a request without an id must get one of its own"
+        assert [self.status(status.id).request for status in statuses] == requests, "ids must not be mixed up"
+
     def test_an_id_that_comes_twice_in_a_batch_is_one_callback(self) -> None:
         """One id, one callback, also within a batch."""
         requests = [self.request, evolve(self.request)]
