@@ -26,8 +26,8 @@ __all__ = ["MAX_HEAD_BYTES", "MAX_INTERIM_ANSWERS", "Exchange", "Reply"]
 MAX_HEAD_BYTES: Final = 64 * 1024
 """All heads of one answer together, interim ones included."""
 MAX_INTERIM_ANSWERS: Final = 10
-# To take apart as many small fields as fit into a head costs 12 ms of the one thread that all attempts share, as much as
-# fifty ordinary attempts. Most servers and clients stop at a tenth of this number.
+# To take apart as many small fields as fit into a head costs 12 ms of the one thread that all attempts share: fifty
+# ordinary attempts. Most servers and clients stop at a tenth of this number.
 _MAX_FIELDS: Final = 1000
 _MAX_KEPT_FIELDS: Final = 100
 _MAX_KEPT_FIELD_BYTES: Final = 16 * 1024
