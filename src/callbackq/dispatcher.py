@@ -46,6 +46,8 @@ _INTERRUPT_GRACE_SECONDS: Final = 2.0
 # How long a stop waits for one more call of the store, which may hang.
 _STORE_GRACE_SECONDS: Final = 10.0
 _STOP_TIMEOUT: Final = timedelta(seconds=20)
+# How long to rest after an exception that nobody foresaw.
+_FAULT_REST_SECONDS: Final = 1.0
 # What threading can wait for on every platform is about as long.
 _LONGEST_WAIT_SECONDS: Final = 1e6
 # How long a stop waits for an e-mail that is being sent.
@@ -210,11 +212,14 @@ class Dispatcher:
             DataAccessError: the store can't be opened.
         """
         thread = threading.Thread(target=lambda: self._live(life), name="callbackq-dispatcher", daemon=True)
-        life = self._begin(thread)
+        life = self._begin(thread, is_own_thread=True)
         try:
             thread.start()
-        except BaseException:  # the system gives no more threads
-            self._end(life)
+        except BaseException:
+            if thread.ident is None:  # the system gives no more threads
+                self._end(life)
+            else:  # it has begun, and somebody interrupted the wait for it
+                self.request_stop(0)
             raise
 
     def request_stop(self, timeout: timedelta | float = _STOP_TIMEOUT) -> None:
@@ -228,11 +233,13 @@ class Dispatcher:
         """
         self._notice_fork()
         reading = self._clock.monotonic() + _seconds(timeout)
-        beginning, life = self._stop_while_beginning, self._life
+        beginning = self._stop_while_beginning
         if beginning is not None:
             beginning.append(reading)
+        # Read after the line before: whoever begins has either seen that wish, or is here already.
+        life = self._life
         if life is not None:
-            life.stop_by(reading)
+            life.stops.append(reading)
             life.engine.wake()
 
     def stop(self, timeout: timedelta | float = _STOP_TIMEOUT) -> StopReport:
@@ -254,10 +261,13 @@ class Dispatcher:
             What became of the callbacks it held.
         """
         self.request_stop(timeout)
+        longest = _seconds(timeout) + _INTERRUPT_GRACE_SECONDS + _STORE_GRACE_SECONDS
+        if self._stop_while_beginning is not None and self._mutex.acquire(timeout=longest):
+            self._mutex.release()  # the store was being opened, in another thread; now it is
         life = self._life
         if life is not None and threading.current_thread() is not life.thread:
             # The stop bounds itself; this is for a call of the store that hangs.
-            life.ended.wait(_seconds(timeout) + _INTERRUPT_GRACE_SECONDS + _STORE_GRACE_SECONDS)
+            life.ended.wait(longest)
         if life is not None and not life.ended.is_set():
             return StopReport(finished=0, released=0, interrupted=0, unrecorded=life.engine.busy)
         return self._last_report or StopReport(finished=0, released=0, interrupted=0, unrecorded=0)
@@ -335,7 +345,7 @@ class Dispatcher:
         if self._pid != os.getpid():
             self._begin_anew()
 
-    def _begin(self, thread: threading.Thread, *, with_outbox: bool = True) -> _Life:
+    def _begin(self, thread: threading.Thread, *, is_own_thread: bool = False, with_outbox: bool = True) -> _Life:
         self._notice_fork()
         with self._mutex:
             if self._life is not None:
@@ -343,11 +353,10 @@ class Dispatcher:
             stops: list[float] = []
             self._stop_while_beginning = stops
             try:
-                life = self._life = self._new_life(thread)
+                life = self._life = self._new_life(thread, is_own_thread)
             finally:
                 self._stop_while_beginning = None
-            for reading in stops:
-                life.stop_by(reading)
+            life.stops.extend(stops)
         try:
             if with_outbox and self._outbox is not None:
                 self._outbox.start()
@@ -356,7 +365,7 @@ class Dispatcher:
             raise
         return life
 
-    def _new_life(self, thread: threading.Thread) -> _Life:
+    def _new_life(self, thread: threading.Thread, is_own_thread: bool) -> _Life:
         self._data_access.open()
         settings = self._settings
         if isinstance(self._transport, SupportsSubmit):
@@ -375,7 +384,8 @@ class Dispatcher:
             random=self._random,
             on_notification_owed=self._wake_outbox,
         )
-        return _Life(engine=engine, unsubscribe=self._data_access.subscribe(engine.wake), thread=thread)
+        unsubscribe = self._data_access.subscribe(engine.wake)
+        return _Life(engine=engine, unsubscribe=unsubscribe, thread=thread, is_own_thread=is_own_thread)
 
     def _live(self, life: _Life) -> None:
         try:
@@ -390,14 +400,23 @@ class Dispatcher:
         """Step, then rest for as long as the engine says, and *longest* seconds at most."""
         try:
             life.engine.rest(min(life.engine.step(draining=draining), longest))
-        except Exception:
-            # The last line of defence: a fault of our own must not end deliveries while the process looks healthy.
+        except BaseException as error:
+            # The last line of defence: a fault of our own, or a store on asyncio that is cancelled, must not end
+            # deliveries while the process looks healthy. In the host's own thread the host's exceptions pass.
+            if not isinstance(error, Exception) and not life.is_own_thread:
+                raise
             _log.exception("a dispatcher's step failed; going on")
-            life.ended.wait(self._settings.poll_interval.total_seconds())
+            life.ended.wait(min(self._settings.poll_interval.total_seconds(), longest, _FAULT_REST_SECONDS))
 
     def _end(self, life: _Life) -> None:
+        self._last_report = StopReport(finished=0, released=0, interrupted=0, unrecorded=life.engine.busy)
         try:
             self._last_report = self._drain(life)
+        finally:
+            self._put_away(life)
+
+    def _put_away(self, life: _Life) -> None:
+        try:
             for step in (life.unsubscribe, *self._closings(life)):
                 try:
                     step()
@@ -454,23 +473,27 @@ class _Life:
         engine: what works.
         unsubscribe: ends the store's hints.
         thread: in which it runs.
-        stops_at: clock reading at which what is under way is interrupted; in the past until a stop was asked for, so
-            that an exception from outside waits for nothing.
-        is_stopping: a stop was asked for.
+        is_own_thread: nobody else's code runs in that thread.
         ended: it is over.
     """
 
     engine: Engine
     unsubscribe: Callable[[], None]
     thread: threading.Thread
-    stops_at: float = 0.0
-    is_stopping: bool = False
+    is_own_thread: bool
+    # Wishes to stop, as clock readings. Appending is one step, so that signal handlers need no lock.
+    stops: list[float] = field(factory=list)
     ended: threading.Event = field(factory=threading.Event)
 
-    def stop_by(self, reading: float) -> None:
-        """Ask for a stop. Takes no lock: it is called by signal handlers."""
-        self.stops_at = min(self.stops_at, reading) if self.is_stopping else reading
-        self.is_stopping = True
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a stop was asked for."""
+        return bool(self.stops)
+
+    @property
+    def stops_at(self) -> float:
+        """Clock reading at which what is under way is interrupted: at once, after an exception from outside."""
+        return min(self.stops, default=0.0)
 
 
 class _Nothing:

@@ -19,13 +19,12 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
 
-from attrs import mutable
+from attrs import evolve, mutable
 
 from callbackq.clock import Clock
 from callbackq.core.delivery import Delivery, NotSent, NotSentReason
 from callbackq.core.fairness import Admission, HostLimits
-from callbackq.core.lifecycle import Transition
-from callbackq.core.models import AttemptFailure, CallbackState, FailedReason
+from callbackq.core.models import AttemptFailure
 from callbackq.core.planning import backoff, margin_of, plan
 from callbackq.dataaccess import Acquired, DataAccess
 from callbackq.events import EventKind
@@ -102,7 +101,7 @@ class Engine:
         self._hosts: HostLimits[Slot] = HostLimits(settings.host_concurrency)
         # Clock reading from which on the store may have something due.
         self._look_at = self.polled_at
-        # Clock reading up to which callbacks that are due may be parked.
+        # Clock reading up to which callbacks that were due may have been put off.
         self._parked_until = self.polled_at
         # A result that waits much longer than this may see its lock time out.
         self._writing = _Rest(longest=_LONGEST_WRITING_REST_SECONDS)
@@ -142,9 +141,7 @@ class Engine:
             # First of all: an outcome that comes in now must not let the next in line begin.
             for _, slot in self._hosts.leave_lines():
                 self.recorder.release(slot)
-        # As many as there are now: under a stream of messages, results must still be written in between.
-        for _ in range(self.inbox.qsize()):
-            self._take(self.inbox.get_nowait())
+        self._take_all()
         self._park_those_who_stand_too_long()
         if self.recorder.has_work() and self._writing.is_over(self._clock.monotonic()):
             self._with_store(self._writing, self._write)
@@ -172,6 +169,11 @@ class Engine:
             _log.exception("the transport raised on interrupt; what it has under way is left to its locks' timeouts")
 
     # Outcomes coming in.
+
+    def _take_all(self) -> None:
+        # As many as there are now: under a stream of messages, results must still be written in between.
+        for _ in range(self.inbox.qsize()):
+            self._take(self.inbox.get_nowait())
 
     def _take(self, message: tuple[Slot, Delivery, object] | None) -> None:
         if message is None:
@@ -202,6 +204,9 @@ class Engine:
     def _write(self) -> None:
         for slot in self.recorder.write():
             del self._slots[slot.acquired.id]
+            if slot.release_after:
+                until = self._clock.monotonic() + slot.release_after.total_seconds()
+                self._parked_until = max(self._parked_until, until)
         # The next callbacks of these queues may be due.
         self._look_at = self._clock.monotonic()
 
@@ -226,41 +231,60 @@ class Engine:
         lock_timeout = self._settings.lock_timeout
         acquired = self._data_access.acquire_locks(self._settings.machine_name, lock_timeout=lock_timeout, limit=limit)
         ends_at = now + (lock_timeout - margin_of(lock_timeout)).total_seconds()
+        # While the store was at it, outcomes may have come: an answer that is there is no attempt that overstays.
+        self._take_all()
+        fresh, renewed = [], []
         for one in acquired:
             self._reporter.callback(EventKind.LOCKED, one)
+            slot = self._slots.get(one.id)
+            if slot is not None and self._is_still_the_same_attempt(slot, one):
+                # Our own lock timed out while its attempt was under way or its result on the way into the store,
+                # because this machine or the store stood still. That attempt goes on, under the new lock: sending
+                # again would make the duplicate that nobody has to suffer without a kill.
+                slot.acquired = one
+                renewed.append(slot)
+            else:
+                if slot is not None:
+                    # The store had taken the result, and raised all the same. The callback is due again by right.
+                    self.recorder.forget(slot)
+                fresh.append(one)
+        self._renew(renewed, ends_at)
+        for one in fresh:
             self._take_in(one, ends_at)
         self.polled_at = self._clock.monotonic()
         if len(acquired) < limit:
             self._look_at = self._clock.monotonic() + self._seconds_to_next_due()
-
-    def _take_in(self, acquired: Acquired, ends_at: float) -> None:
-        slot = self._slots.get(acquired.id)
-        if slot is not None and self._is_still_the_same_attempt(slot, acquired):
-            # Our own lock timed out while its attempt was under way or its result on the way into the store, because
-            # this machine or the store stood still. That attempt goes on, under the new lock: sending again would
-            # make the duplicate that nobody has to suffer without a kill.
-            slot.acquired = acquired
-            if slot.delivery is not None and slot.delivery.ends_at + self._lock_seconds < self._clock.monotonic():
-                # A transport that overstays a whole lock beyond its end has broken its promise for good.
-                self._end_delivery(slot, self._judge.no_answer(AttemptFailure.TIMEOUT))
-            return
-        if slot is not None:
-            # The store had taken the result, and raised all the same. The callback is due again by right.
-            self.recorder.forget(slot)
-        slot = self._slots[acquired.id] = Slot(acquired=acquired)
-        try:
-            self._begin(slot, ends_at)
-        except Exception:
-            # A row that was damaged by hand, say. The others that were acquired with it must not suffer.
-            _log.exception("callback %a can't be sent", acquired.id)
-            slot.ends_unsent = Transition(state=CallbackState.FAILED, failed_reason=FailedReason.UNDECODABLE)
-            self.recorder.record(slot)
 
     @staticmethod
     def _is_still_the_same_attempt(slot: Slot, acquired: Acquired) -> bool:
         return slot.delivery is not None or (
             acquired.abandoned > slot.acquired.abandoned and acquired.attempts_made == slot.acquired.attempts_made
         )
+
+    def _renew(self, slots: list[Slot], ends_at: float) -> None:
+        overstayed = []
+        for slot in slots:
+            delivery = slot.delivery
+            if delivery is None:
+                continue  # its result, or its release, waits to be written, by the new lock now
+            if not self._hosts.is_under_way(slot.host, slot):
+                slot.delivery = evolve(delivery, token=slot.acquired.lock.token, ends_at=ends_at)
+            elif delivery.ends_at + self._lock_seconds < self._clock.monotonic():
+                overstayed.append(slot)
+        # A transport that overstays a whole lock beyond its end has broken its promise for good. Last, because ending
+        # one lets the next in its line begin.
+        for slot in overstayed:
+            self._end_delivery(slot, self._judge.no_answer(AttemptFailure.TIMEOUT, "the transport never ended it"))
+
+    def _take_in(self, acquired: Acquired, ends_at: float) -> None:
+        slot = self._slots[acquired.id] = Slot(acquired=acquired)
+        try:
+            self._begin(slot, ends_at)
+        except Exception:
+            # A row that was damaged by hand, say. The others that were acquired with it must not suffer.
+            _log.exception("callback %a can't be sent", acquired.id)
+            slot.ends_unsent = self._judge.undecodable(acquired)
+            self.recorder.record(slot)
 
     def _seconds_to_next_due(self) -> float:
         longest = self._settings.poll_interval.total_seconds()
@@ -311,9 +335,7 @@ class Engine:
             self._park(slot, now)
 
     def _park(self, slot: Slot, now: float) -> None:
-        seconds = self._hosts.parking_seconds(slot.host, now)
-        self._parked_until = max(self._parked_until, now + seconds)
-        self.recorder.release(slot, after=timedelta(seconds=seconds))
+        self.recorder.release(slot, after=timedelta(seconds=self._hosts.parking_seconds(slot.host, now)))
 
     # Faults.
 
@@ -329,7 +351,9 @@ class Engine:
                 _log.error("the store failed; trying again with growing rests", exc_info=error)
                 self._reporter.dispatcher(EventKind.STORE_FAILED, type(error).__name__)
         else:
-            rest.failures = 0
+            # A good write among bad ones is no recovery yet.
+            if rest is not self._writing or not self.recorder.is_struggling():
+                rest.failures = 0
             if was_failing and not self.store_is_failing:
                 self._reporter.dispatcher(EventKind.STORE_RECOVERED)
 

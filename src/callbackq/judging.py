@@ -63,7 +63,7 @@ class Judge:
     def after_attempt(self, acquired: Acquired, attempt: CallbackAttempt, retry_after: timedelta | None) -> Transition:
         """Decide what follows from an attempt."""
         if acquired.request is None:
-            return self._undecodable(acquired)
+            return self.undecodable(acquired)
         return after_attempt(
             acquired.request,
             attempts_made=acquired.attempts_made,
@@ -77,11 +77,11 @@ class Judge:
     def unsent(self, acquired: Acquired) -> Transition | None:
         """Decide whether a callback that was just acquired ends without being sent; ``None`` to send it."""
         if acquired.request is None:
-            return self._undecodable(acquired)
+            return self.undecodable(acquired)
         return abandon(acquired.request, abandoned=acquired.abandoned, max_abandoned=self._settings.max_abandoned)
 
-    def _undecodable(self, acquired: Acquired) -> Transition:
-        # Nobody can be told by e-mail: what it would say can't be read.
+    def undecodable(self, acquired: Acquired) -> Transition:
+        """End a callback that can't be read. Its queue follows its wish; nobody can be told by e-mail."""
         return Transition(
             state=CallbackState.FAILED,
             hold=acquired.on_exhausted == "hold",

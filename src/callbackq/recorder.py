@@ -43,6 +43,7 @@ class Slot:
         retry_after: what the receiver asked for.
         ends_unsent: what follows without an attempt, for a callback that must not be sent.
         release_after: when it is given back, it is due again after this.
+        was_refused: the store has refused it by itself.
         tries_alone: how often the store refused its result while it took others.
         refused_at: how much the store had taken when it refused it last.
     """
@@ -54,6 +55,7 @@ class Slot:
     retry_after: timedelta | None = None
     ends_unsent: Transition | None = None
     release_after: timedelta = timedelta(0)
+    was_refused: bool = False
     tries_alone: int = 0
     refused_at: int | None = None
 
@@ -67,11 +69,13 @@ class _Line:
         write: writes some of them, in one transaction where the store can.
         slots: who waits, oldest first.
         suspects: so many at the front are to be tried one by one, because they failed together.
+        taken: how many the store has taken.
     """
 
     write: Callable[[Sequence[Slot]], None]
     slots: list[Slot] = field(factory=list)
     suspects: int = 0
+    taken: int = 0
 
 
 class Recorder:
@@ -108,7 +112,6 @@ class Recorder:
         self._results = _Line(self._write_results)
         self._releases = _Line(self._write_releases)
         self._releases_next = False
-        self._taken = 0
 
     @property
     def unrecorded(self) -> int:
@@ -118,6 +121,11 @@ class Recorder:
     def has_work(self) -> bool:
         """Whether anything waits to be written."""
         return bool(self._results.slots or self._releases.slots)
+
+    def is_struggling(self) -> bool:
+        """Whether something waits that the store has refused."""
+        lines = (self._results, self._releases)
+        return any(line.suspects or any(slot.was_refused for slot in line.slots) for line in lines)
 
     def record(self, slot: Slot) -> None:
         """Take in a result."""
@@ -160,7 +168,7 @@ class Recorder:
         line.write(slots)
         line.suspects = 0
         del line.slots[: len(slots)]
-        self._taken += len(slots)
+        line.taken += len(slots)
         return slots
 
     def _write_alone(self, line: _Line) -> list[Slot]:
@@ -171,26 +179,16 @@ class Recorder:
             # To the end, so that the others get their turn.
             line.slots.append(line.slots.pop(0))
             line.suspects -= 1
-            if not self._will_never_be_taken(slot, error):
+            slot.was_refused = True
+            if not _will_never_be_taken(slot, error, taken=line.taken):
                 raise
             line.slots.remove(slot)
             _log.error("the store can't record a result of callback %a; its lock will time out", slot.acquired.id)
             return [slot]
         del line.slots[0]
         line.suspects -= 1
-        self._taken += 1
+        line.taken += 1
         return [slot]
-
-    def _will_never_be_taken(self, slot: Slot, error: Exception) -> bool:
-        # In an outage everything fails, and must be kept. It is this slot's own fault when the store took others in
-        # between, or raises what no store may.
-        if isinstance(error, TransientDataAccessError):
-            return False
-        took_others = slot.refused_at is not None and slot.refused_at < self._taken
-        if took_others or not isinstance(error, DataAccessError):
-            slot.tries_alone += 1
-        slot.refused_at = self._taken
-        return slot.tries_alone >= _TRIES_ALONE
 
     def _write_results(self, slots: Sequence[Slot]) -> None:
         records = [self._record_of(slot) for slot in slots]
@@ -223,3 +221,15 @@ class Recorder:
             self._reporter.recorded(record.acquired, record.attempt, result)
             if result.notify:
                 self._on_notification_owed()
+
+
+def _will_never_be_taken(slot: Slot, error: Exception, *, taken: int) -> bool:
+    # In an outage everything fails, and must be kept. It is this slot's own fault when the store took others of its
+    # kind in between, or raises what no store may.
+    if isinstance(error, TransientDataAccessError):
+        return False
+    took_others = slot.refused_at is not None and slot.refused_at < taken
+    if took_others or not isinstance(error, DataAccessError):
+        slot.tries_alone += 1
+    slot.refused_at = taken
+    return slot.tries_alone >= _TRIES_ALONE

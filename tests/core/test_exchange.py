@@ -91,6 +91,12 @@ DOUBTFUL = {
     "blank before the colon": (answer(b"Content-Length: 2\nA : b", b"ok"), b"ok"),
     "NUL in a value": (answer(b"Content-Length: 2\nA: b\0c", b"ok"), b"ok"),
     "carriage return in a value": (answer(b"Content-Length: 2\nA: b\rc", b"ok"), b"ok"),
+    "carriage return after a value": (answer(b"A: b\r\nContent-Length: 2", b"ok"), b"ok"),
+    "carriage return in the reason": (answer(b"Content-Length: 2", b"ok", status=b"200 OK\r"), b"ok"),
+    "bare line feed among the trailers": (
+        answer(b"Transfer-Encoding: chunked", b"2\r\nok\r\n0\r\n\nA: b\r\n\r\n"),
+        b"ok",
+    ),
 }
 
 

@@ -19,7 +19,7 @@ from callbackq.dispatcher import Dispatcher
 from callbackq.events import EventKind
 from callbackq.stores.memory import InMemoryDataAccess
 from callbackq.testing import FakeClock, RecordingNotifier, ScriptedTransport
-from support.dispatching import HeldTransport, Witness, a_request
+from support.dispatching import HeldTransport, InlineSender, Witness, a_request, an_engine, drive
 
 Build = Callable[..., Dispatcher]
 PHASES = (RetryPhase(retries=2, delay=timedelta(seconds=10)), RetryPhase(retries=1, delay=timedelta(minutes=5)))
@@ -184,14 +184,13 @@ def test_abandoned_locks_use_up_no_retry(store: InMemoryDataAccess, clock: FakeC
 
 @pytest.mark.parametrize("reason", [NotSentReason.TIME_IS_UP, NotSentReason.STOPPED])
 def test_a_request_that_was_not_sent_is_no_attempt_and_is_due_again(
-    reason: NotSentReason, store: InMemoryDataAccess, clock: FakeClock, build: Build
+    reason: NotSentReason, store: InMemoryDataAccess, clock: FakeClock, witness: Witness
 ) -> None:
     id = store.store_callback_request(a_request()).id
+    transport = ScriptedTransport([NotSent(reason=reason), 200], clock=clock)
+    engine = an_engine(store, InlineSender(transport), clock, witness)
 
-    dispatcher = build(transport=ScriptedTransport([NotSent(reason=reason), 200], clock=clock))
-    dispatcher.run_until_idle()
-    clock.advance(1)
-    dispatcher.run_until_idle()
+    drive(engine, clock, until=engine.is_idle)
 
     status = store.get_callback_status(id)
     assert status.state is CallbackState.SUCCEEDED

@@ -378,3 +378,26 @@ def test_what_is_never_sent_does_not_make_the_dispatcher_spin(
     drive(engine, clock, until=lambda: clock.monotonic() > began + 10)
 
     assert len(transport.deliveries) <= 110
+
+
+def test_results_are_kept_while_only_releases_are_taken(
+    clock: FakeClock, witness: Witness, faulty: FaultyStore
+) -> None:
+    not_sent = NotSent(reason=NotSentReason.TIME_IS_UP)
+    ids = [faulty.store_callback_request(a_request()).id for _ in range(5)]
+    waiting = faulty.store_callback_request(a_request(), id="never-sent").id
+
+    def answer(delivery: Delivery) -> Any:
+        return not_sent if delivery.callback_id == waiting and clock.monotonic() < began + 25 else 200
+
+    transport = ScriptedTransport(default=answer, clock=clock)
+    faulty.fail("record_attempts", *[DataAccessError("down")] * 10_000)
+    began = clock.monotonic()
+    engine = an_engine(faulty, InlineSender(transport), clock, witness)
+
+    drive(engine, clock, until=lambda: clock.monotonic() > began + 25)
+    faulty.fail("record_attempts")
+    drive(engine, clock, until=lambda: witness.kinds().count(EventKind.SUCCEEDED) == 6)
+
+    sent = [delivery.callback_id for delivery in transport.deliveries if delivery.callback_id != waiting]
+    assert sorted(sent) == sorted(ids)

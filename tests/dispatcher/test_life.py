@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 
 from callbackq.core.delivery import Delivery, Outcome
 from callbackq.core.models import AttemptFailure, CallbackRequest, CallbackState, RetryPhase
+from callbackq.dataaccess import Acquired
 from callbackq.dispatcher import Dispatcher, StopReport
 from callbackq.errors import DataAccessError, DispatcherStateError, InvalidRequestError
 from callbackq.events import EventKind, ObservedEvent
@@ -493,3 +495,37 @@ def test_run_until_idle_is_not_done_while_callbacks_that_were_due_are_parked(
 
     assert all(slow_store.get_callback_status(id).success for id in ids)
     assert time.monotonic() - began < 30
+
+
+def test_a_store_that_is_cancelled_does_not_end_the_dispatchers_own_thread(
+    clock: FakeClock, build: Build, witness: Witness
+) -> None:
+    class Cancelled(InMemoryDataAccess):
+        errors = 2
+
+        def acquire_locks(self, *args: object, **kwargs: object) -> list[Acquired]:
+            if self.errors:
+                self.errors -= 1
+                raise asyncio.CancelledError
+            return super().acquire_locks(*args, **kwargs)  # type: ignore[arg-type]
+
+    store = Cancelled(clock=clock)
+    build(data_access=store, transport=ScriptedTransport(clock=clock), poll_interval=timedelta(milliseconds=10)).start()
+    store.store_callback_request(a_request())
+
+    witness.wait_for(EventKind.SUCCEEDED)
+
+
+def test_the_shortest_of_several_stops_counts_in_whatever_order_they_come(
+    store: InMemoryDataAccess, build: Build, transport: HeldTransport
+) -> None:
+    store.store_callback_request(a_request())
+    dispatcher = build(transport=transport)
+    dispatcher.start()
+    transport.wait_for(1)
+
+    dispatcher.request_stop(3600)
+    dispatcher.request_stop(0)
+    dispatcher.request_stop(1800)
+
+    assert dispatcher.stop(3600).interrupted == 1

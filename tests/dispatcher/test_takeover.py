@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
+from callbackq.core.delivery import NotSentReason
 from callbackq.core.lifecycle import Transition
 from callbackq.core.models import AttemptFailure, CallbackState, RetryPhase
-from callbackq.dataaccess import AttemptRecord
+from callbackq.dataaccess import Acquired, AttemptRecord
 from callbackq.dispatcher import Dispatcher
 from callbackq.errors import DataAccessError, LockLostError
 from callbackq.events import EventKind
@@ -131,3 +132,68 @@ def test_a_result_that_the_store_took_and_denied_is_not_recorded_a_second_time(
     drive(engine, clock, until=lambda: EventKind.FAILED in witness.kinds())
 
     assert len(store.get_callback_status(id).attempts) == len(sent.deliveries) == 2
+
+
+def test_an_answer_that_came_while_the_store_stood_still_counts(
+    clock: FakeClock, transport: HeldTransport, witness: Witness
+) -> None:
+    class Hanging(InMemoryDataAccess):
+        hang: Callable[[], None] | None = None
+
+        def acquire_locks(self, machine_name: str, *, lock_timeout: timedelta, limit: int) -> list[Acquired]:
+            if self.hang is not None:
+                self.hang()
+                self.hang = None
+            return super().acquire_locks(machine_name, lock_timeout=lock_timeout, limit=limit)
+
+    store = Hanging(clock=clock)
+    id = store.store_callback_request(a_request()).id
+    engine = an_engine(store, transport, clock, witness)
+    drive(engine, clock, until=lambda: id in transport.under_way)
+
+    def hang() -> None:
+        transport.answer(id, 200)
+        clock.advance(90)
+
+    store.hang = hang
+    engine.wake()
+    drive(engine, clock, until=engine.is_idle)
+
+    assert [attempt.status_code for attempt in store.get_callback_status(id).attempts] == [200]
+    assert len(transport.deliveries) == 1
+
+
+def test_callbacks_in_line_are_sent_under_their_new_locks_after_the_store_stood_still(
+    clock: FakeClock, transport: HeldTransport, witness: Witness
+) -> None:
+    class Hanging(InMemoryDataAccess):
+        seconds = 0.0
+
+        def acquire_locks(self, machine_name: str, *, lock_timeout: timedelta, limit: int) -> list[Acquired]:
+            clock.advance(self.seconds)
+            self.seconds = 0.0
+            return super().acquire_locks(machine_name, lock_timeout=lock_timeout, limit=limit)
+
+    store = Hanging(clock=clock)
+    ids = [store.store_callback_request(a_request()).id for _ in range(3)]
+    engine = an_engine(store, transport, clock, witness, host_concurrency=1)
+    drive(engine, clock, until=lambda: len(transport.under_way) == 1)
+    store.seconds = 90.0
+    engine.wake()
+    engine.step()
+
+    def answer_all() -> bool:
+        for id, (delivery, _) in list(transport.under_way.items()):
+            too_late = delivery.ends_at <= clock.monotonic()
+            transport.answer(id, NotSentReason.TIME_IS_UP if too_late else 200)
+        return engine.is_idle()
+
+    drive(engine, clock, until=answer_all)
+
+    statuses = [store.get_callback_status(id) for id in ids]
+    assert [status.state for status in statuses] == [
+        CallbackState.FAILED,  # under way for a minute longer than its lock: it ended as a timeout
+        CallbackState.SUCCEEDED,
+        CallbackState.SUCCEEDED,
+    ]
+    assert [len(status.attempts) for status in statuses] == [1, 1, 1]

@@ -12,9 +12,10 @@ import pytest
 
 from callbackq.core.lifecycle import Transition
 from callbackq.core.models import CallbackData, CallbackState, FailedReason, RetryPhase
+from callbackq.dispatcher import Dispatcher
 from callbackq.errors import ConflictError, DataAccessError
 from callbackq.stores.sqlite import SQLiteDataAccess
-from callbackq.testing import FakeClock
+from callbackq.testing import FakeClock, ScriptedTransport
 from callbackq.testing.conformance.base import LOCK_TIMEOUT, a_request, an_attempt
 
 UNDECODABLE = Transition(state=CallbackState.FAILED, failed_reason=FailedReason.UNDECODABLE)
@@ -157,3 +158,23 @@ def test_other_content_under_a_taken_id_is_a_conflict_of_requests_not_of_rows(st
     assert store.store_callback_request(a_request(post_data=CallbackData(headers=turned)), id="taken").id == "taken"
     with pytest.raises(ConflictError):
         store.store_callback_request(a_request(), id="taken")
+
+
+def test_an_unreadable_callback_fails_and_keeps_its_queue_closed_if_it_was_to_hold(
+    store: SQLiteDataAccess, path: Path
+) -> None:
+    for queue_id, on_exhausted in (("held", "hold"), ("open", "continue")):
+        store.store_callback_request(a_request(queue_id=queue_id, on_exhausted=on_exhausted), id=f"damaged-{queue_id}")
+        store.store_callback_request(a_request(queue_id=queue_id), id=f"behind-{queue_id}")
+    execute(path, "UPDATE callbackq_requests SET method = 'PATCH' WHERE callback IN (1, 3)")
+    transport = ScriptedTransport()
+
+    Dispatcher(store, transport=transport).run_until_idle()
+
+    assert [delivery.callback_id for delivery in transport.deliveries] == ["behind-open"]
+    behind = store.get_callback_status("behind-held")
+    assert (behind.state, behind.blocked_by) == (CallbackState.WAITING, "damaged-held")
+    # Their status can't be read; their rows can.
+    with closing(sqlite3.connect(path)) as connection:
+        failed = connection.execute("SELECT id, failed_reason FROM callbackq_callbacks WHERE state = 3 ORDER BY id")
+        assert failed.fetchall() == [("damaged-held", "undecodable"), ("damaged-open", "undecodable")]

@@ -199,8 +199,8 @@ class Exchange:
         elif head.count(b"\n") > _MAX_FIELDS + 2:  # with the status line and the blank one
             self._fail(AttemptFailure.TOO_LARGE, f"more than {_MAX_FIELDS} header fields")
         else:
-            # Only HTTP/1.1 keeps connections without being asked, and a bare line feed is a sign of a home-made server.
-            if status_line[1] != b"1" or head.count(b"\n") != head.count(b"\r\n") or not self._request_written:
+            # Only HTTP/1.1 keeps connections without being asked.
+            if status_line[1] != b"1" or not _has_proper_lines(head) or not self._request_written:
                 self._is_clean = False
             fields = self._take_fields(head[status_line.end() :].decode("latin-1"))
             self._status_code = status_code
@@ -320,7 +320,8 @@ class Exchange:
     def _read_trailers(self) -> bool:
         end = self._buffer.find(b"\r\n\r\n", 0, _MAX_TRAILER_BYTES)
         if end >= 0:
-            self._take(end + 4)
+            if not _has_proper_lines(self._take(end + 4)):
+                self._is_clean = False
             self._end()
         elif len(self._buffer) >= _MAX_TRAILER_BYTES:
             self._break_off(f"trailers longer than {_MAX_TRAILER_BYTES} bytes")
@@ -355,6 +356,11 @@ class Exchange:
     def _fail(self, failure: AttemptFailure, detail: str) -> None:
         self._is_clean = False
         self._reply = Reply(failure=failure, detail=detail)
+
+
+def _has_proper_lines(data: bytes | bytearray) -> bool:
+    """Whether all lines end in CR LF: a CR or LF by itself ends a line to some parsers and not to others."""
+    return data.count(b"\n") == data.count(b"\r") == data.count(b"\r\n")
 
 
 def _within_bounds(headers: dict[str, str]) -> Headers:

@@ -98,6 +98,10 @@ class HostLimits(Generic[T]):
             self._parked.pop(host, None)
         return None
 
+    def is_under_way(self, host: str, item: T) -> bool:
+        """Whether *item* has been started and not ended."""
+        return item in self._under_way.get(host, ())
+
     def leave_lines(self, now: float | None = None) -> list[tuple[str, T]]:
         """Take those out of all lines who have stood there too long at *now*; all of them when it is ``None``."""
         left: list[tuple[str, T]] = []
