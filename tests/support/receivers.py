@@ -113,7 +113,7 @@ class Conversation:
         return bool(data)
 
 
-Script = Callable[[Conversation], None]
+Script = Callable[[Conversation], object]
 
 
 def answer_ok(conversation: Conversation) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -14,7 +14,8 @@ from callbackq.core.delivery import Answer, Delivery, Outcome
 from callbackq.targets import TargetPolicy
 from callbackq.transport import HTTPTransport
 from support.deliveries import make_delivery
-from support.hostile import OWN_STATUS, Behaviour, HostileHosts, Result
+from support.hostile import Behaviour, Result
+from support.hosts import OWN_STATUS, HostileHosts
 
 __all__ = ["Trial", "own_id_in", "result_of", "transport_to", "try_out"]
 
@@ -74,14 +75,14 @@ def transport_to(hosts: HostileHosts, *, seconds: float) -> Iterator[HTTPTranspo
 def try_out(
     transport: HTTPTransport,
     hosts: HostileHosts,
-    table: dict[str, Behaviour],
+    table: Mapping[str, Behaviour],
     cases: Iterable[tuple[str, str]],
+    tell: Callable[[Trial], object],
     *,
     in_flight: int = 1000,
-) -> list[Trial]:
-    """Meet all *cases* (name, scheme), so many at a time, in any order."""
+) -> None:
+    """Meet all *cases* (name, scheme), so many at a time, and *tell* of each, from the transport's thread."""
     free = threading.Semaphore(in_flight)
-    trials: list[Trial] = []
 
     def meet(name: str, scheme: str) -> None:
         hostile = make_delivery(hosts.url(name, scheme), data=table[name].body)
@@ -90,10 +91,10 @@ def try_out(
     def go_on(name: str, scheme: str, began: float, outcome: Outcome) -> None:
         seconds = time.monotonic() - began
         next_one = make_delivery(hosts.own_url(name, scheme))
-        transport.submit(next_one, partial(note, name, scheme, outcome, seconds, next_one))
+        transport.submit(next_one, partial(end, name, scheme, outcome, seconds, next_one))
 
-    def note(name: str, scheme: str, outcome: Outcome, seconds: float, next_one: Delivery, own: Outcome) -> None:
-        trials.append(Trial(name, scheme, outcome, seconds, next_one.callback_id, own))
+    def end(name: str, scheme: str, outcome: Outcome, seconds: float, next_one: Delivery, own: Outcome) -> None:
+        tell(Trial(name, scheme, outcome, seconds, next_one.callback_id, own))
         free.release()
 
     for name, scheme in cases:
@@ -101,4 +102,3 @@ def try_out(
         meet(name, scheme)
     for _ in range(in_flight):
         assert free.acquire(timeout=_PATIENCE_SECONDS), "an attempt never ended"
-    return trials

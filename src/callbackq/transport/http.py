@@ -53,7 +53,8 @@ class HTTPTransport(Transport, SupportsSubmit):
     Args:
         target_policy: what may be reached. Asked at every attempt, also about a host that was reached before.
         deadline: the longest time one attempt takes.
-        connect_timeout: the longest time to wait for a TCP connection, for all addresses of a host together.
+        connect_timeout: the longest time to wait for a TCP connection, for all addresses of a host together. No more
+            than eight are tried.
         signer: signs every request in the manner of Standard Webhooks.
         response_limit: how many bytes of an answer's body to read and keep.
         order_headers: ``"plain"`` sends ``callbackq-queue``, ``-sequence``, ``-attempt`` and ``-token``, by which a
