@@ -168,7 +168,8 @@ class DataAccess(Protocol):
         """
         Read everything about a callback, as of one moment.
 
-        * ``attempts`` and ``locks`` are in the order in which they began.
+        * ``attempts`` and ``locks`` are in the order of their tokens.
+        * ``failed_reason`` is set while the callback is FAILED, and only then.
         * ``blocked_by`` names the head of its queue for an open callback that isn't the head.
         * ``next_attempt_at`` is the due time of a WAITING callback.
 
@@ -187,7 +188,8 @@ class DataAccess(Protocol):
         * Each becomes LOCKED under a new lock: acquired now, timing out *lock_timeout* from now, with a token
           higher than any this callback ever had. However many callers race, each head goes to one of them.
         * A lock that had timed out is closed (``ended`` set, ``completed`` false), counts as abandoned, and
-          uses up no attempt.
+          uses up no attempt. What was asked or learnt under it applies: when
+          ``settle(Transition(state=WAITING), …)`` is final, the callback ends so and is not handed out.
         * All of this is durable when the call returns.
 
         Args:
@@ -239,7 +241,8 @@ class DataAccess(Protocol):
             The transition as it was settled and written. (Of a repeated call, only its state must be right.)
 
         Raises:
-            LockLostError: the lock had been lost; the attempt was kept as late.
+            LockLostError: the lock had been lost; the attempt was kept as late, unless the callback was purged: a stale
+                result must not reach another callback under the same id.
         """
         ...
 
@@ -266,7 +269,7 @@ class DataAccess(Protocol):
         Say when `acquire_locks` will next find something.
 
         That is the earliest of all heads' due times and live locks' timeouts, which may lie in the past;
-        ``None`` when no callback is open.
+        ``None`` when there is none: no callback is open, or all wait behind heads that hold their queues.
         """
         ...
 
