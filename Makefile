@@ -6,7 +6,7 @@ PYTHON ?= .venv/bin/python
 TRACEABLE = not forked_while_threads and not takes_long_to_be_refused
 
 .DEFAULT_GOAL := help
-.PHONY: help venv format lint test system conformance cover docs bench demo check build clean
+.PHONY: help venv format lint test system conformance cover docs bench hostile fuzz demo check build clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,12 @@ bench:  ## measure sending, acquiring and recording, and a whole drain on this m
 	$(PYTHON) benchmarks/transport.py
 	$(PYTHON) benchmarks/claim.py
 	$(PYTHON) benchmarks/drain.py
+
+hostile:  ## measure what hostile receivers do to a dispatcher: nothing late, nothing grown, nothing mixed up
+	$(PYTHON) benchmarks/hostile.py
+
+fuzz:  ## throw a million malformed URLs, answers and documents at the parsers
+	$(PYTHON) benchmarks/fuzz.py
 
 demo:  ## watch the promises hold while a dispatcher is killed
 	$(PYTHON) -m callbackq demo
