@@ -215,7 +215,7 @@ class Dispatcher:
         life = self._begin(thread, is_own_thread=True)
         try:
             thread.start()
-        except BaseException:
+        except BaseException:  # whatever it is passes on; only what was begun is put in order first
             if thread.ident is None:  # the system gives no more threads
                 self._end(life)
             else:  # it has begun, and somebody interrupted the wait for it

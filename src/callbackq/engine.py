@@ -166,6 +166,7 @@ class Engine:
         try:
             self.sender.interrupt([slot.delivery for slot in self._slots.values() if slot.delivery is not None])
         except Exception:
+            # A user's transport; the stop must go on without it.
             _log.exception("the transport raised on interrupt; what it has under way is left to its locks' timeouts")
 
     # Outcomes coming in.
@@ -283,6 +284,7 @@ class Engine:
         except Exception:
             # A row that was damaged by hand, say. The others that were acquired with it must not suffer.
             _log.exception("callback %a can't be sent", acquired.id)
+            slot.delivery = None
             slot.ends_unsent = self._judge.undecodable(acquired)
             self.recorder.record(slot)
 

@@ -50,6 +50,7 @@ class Judge:
             _log.error("the transport returned a %s instead of an Answer or NotSent", type(outcome).__name__)
             detail = f"no answer but a {type(outcome).__name__}"
         except Exception as error:
+            # The models refuse it (a naive time, say). The callback was sent all the same, so this is an attempt.
             _log.exception("the transport returned an answer that can't be recorded")
             detail = type(error).__name__
         return self.no_answer(AttemptFailure.INTERNAL, detail), None

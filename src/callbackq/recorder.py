@@ -176,7 +176,7 @@ class Recorder:
         try:
             line.write([slot])
         except Exception as error:
-            # To the end, so that the others get their turn.
+            # Whatever a store raises, a custom one's bugs included. To the end, so that the others get their turn.
             line.slots.append(line.slots.pop(0))
             line.suspects -= 1
             slot.was_refused = True
