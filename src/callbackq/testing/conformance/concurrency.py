@@ -19,6 +19,8 @@ from unittest import SkipTest
 __all__ = ["Child", "race", "while_threads_run"]
 
 _LIMIT_SECONDS: Final = 30.0
+# Python refuses two threads that set their profile functions at a time, which an audit hook in the process lets happen.
+_setting_profile: Final = threading.Lock()
 _Result = TypeVar("_Result")
 
 
@@ -43,18 +45,18 @@ def _giving_way() -> Iterator[None]:
         # nothing. Giving way each time takes seconds, and at exactly every tenth call it may never be the one that
         # matters. A hundred times reach over a few calls of a store in memory; a slower store needs no such help.
         nonlocal left
-        if random.random() < 0.1:  # noqa: S311 - no secret
+        if left and random.random() < 0.1:  # noqa: S311 - no secret
             time.sleep(1e-6)
             left -= 1
-            if not left:
-                sys.setprofile(before)
 
     before = sys.getprofile()
-    sys.setprofile(give_way)
+    with _setting_profile:
+        sys.setprofile(give_way)
     try:
         yield
     finally:
-        sys.setprofile(before)
+        with _setting_profile:
+            sys.setprofile(before)
 
 
 class _Runner(threading.Thread):
