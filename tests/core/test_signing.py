@@ -147,7 +147,6 @@ BAD_SECRETS = [
     ("", ["secrets[0]"]),
     ("CANARY" * 8, ["secrets[0]"]),
     (SECRET.removeprefix("whsec_"), ["secrets[0]"]),
-    ("whsk_" + SECRET.removeprefix("whsec_"), ["secrets[0]"]),
     ("whsec_", ["secrets[0]"]),
     ("whsec_CANARY_CANARY_CANARY_CANARY_CANARY", ["secrets[0]"]),
     ("whsec_" + "CANARY+" * 7, ["secrets[0]"]),
