@@ -331,7 +331,7 @@ def unlike_ours(signature: str) -> str:
         GOOD.rstrip("="),
         GOOD + "=",
         GOOD + "\n",
-        GOOD[:-3] + "B==",
+        GOOD[:-3] + chr(ord(GOOD[-3]) + 1) + "==",  # stray bits: lax decoders read the same bytes
         GOOD[:-6] + "==",
         GOOD[:10] + "\n" + GOOD[10:],
         GOOD[:10] + ("A" if GOOD[10] != "A" else "B") + GOOD[11:],

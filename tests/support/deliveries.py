@@ -27,6 +27,7 @@ def make_delivery(
     headers: dict[str, str] | None = None,
     data: bytes | None = b"{}",
     queue_id: str = "",
+    application_id: str = "",
     ends_in: float = 60.0,
 ) -> Delivery:
     """A first attempt, with a new id."""
@@ -34,7 +35,11 @@ def make_delivery(
     return Delivery(
         callback_id=f"callback-{number}",
         request=CallbackRequest(
-            url=url, method=method, post_data=CallbackData(headers=headers or {}, data=data), queue_id=queue_id
+            url=url,
+            method=method,
+            post_data=CallbackData(headers=headers or {}, data=data),
+            queue_id=queue_id,
+            application_id=application_id,
         ),
         sequence=7,
         attempt=2,

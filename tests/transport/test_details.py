@@ -14,7 +14,6 @@ import trustme
 from callbackq.core.delivery import Answer
 from callbackq.core.models import AttemptFailure
 from callbackq.errors import TargetNotAllowedError
-from callbackq.signing import Signer
 from callbackq.targets import TargetPolicy
 from callbackq.transport import HTTPTransport
 from callbackq.transport.details import detail_of
@@ -245,12 +244,3 @@ def test_answer_that_fails_or_breaks_off_says_why(
     receive: Receive, transport: HTTPTransport, script: Script, expected: tuple[AttemptFailure | None, str]
 ) -> None:
     assert causes(transport, receive(script).url()) == expected
-
-
-def test_fault_of_a_hook_names_its_type(make_transport: MakeTransport) -> None:
-    def secrets() -> bytes:
-        raise ZeroDivisionError(CANARY)
-
-    transport = make_transport(signer=Signer(secrets))
-
-    assert causes(transport, "http://127.0.0.1:8000/") == (AttemptFailure.INTERNAL, "ZeroDivisionError")

@@ -61,7 +61,7 @@ from callbackq.dataaccess import (
     Transition,
 )
 from callbackq.events import EventKind, ObservedEvent
-from callbackq.signing import Verified, verify
+from callbackq.signing import Verified, public_key_of, verify
 from callbackq.testing import DataAccessConformance, FakeClock, RecordingNotifier, ScriptedTransport
 from callbackq.testing.history import Arrival, History, Judgement
 from callbackq.transport import SupportsSubmit
@@ -310,6 +310,18 @@ def transports() -> None:
     ).close()
 
 
+def a_signer_for_each(keys: Mapping[str, Sequence[str]]) -> None:
+    def signer_of(request: CallbackRequest) -> Signer | None:
+        return Signer(keys[request.application_id]) if request.application_id in keys else None
+
+    signers = {"shop": Signer(keys["shop"])}
+    HTTPTransport(signer=signer_of).close()
+    HTTPTransport(signer=lambda request: signers[request.application_id]).close()
+    HTTPTransport(signer=lambda request: signers.get(request.application_id)).close()
+    HTTPTransport(signer=lambda: signers["shop"]).close()  # type: ignore[arg-type, misc] # pyright: ignore
+    HTTPTransport(signer=lambda request: request.application_id).close()  # type: ignore[arg-type, return-value] # pyright: ignore
+
+
 def notifiers() -> None:
     SMTPNotifier(
         "mail.shop.example",
@@ -330,8 +342,9 @@ def receivers(headers: Mapping[str, str], body: bytes) -> None:
     verified = verify(headers, body, [b"new" * 8, b"old" * 8], now=datetime.now(UTC), tolerance=timedelta(minutes=1))
     assert_type(verified, Verified)
     assert_type(verified.id, str)
+    assert_type(public_key_of("whsk_…"), str)
     try:
-        verify(headers, body, "whsec_…", now=datetime.now(UTC))
+        verify(headers, body, ["whsec_…", "whpk_…"], now=datetime.now(UTC))
     except callbackq.SignatureError as error:
         print(error)
 

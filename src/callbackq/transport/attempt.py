@@ -32,7 +32,7 @@ from callbackq.transport.deadlines import Deadlines
 from callbackq.transport.details import detail_of
 from callbackq.transport.resolver import LookUp, ResolverPool
 
-__all__ = ["Attempt", "AttemptSettings", "DeadlinePassed", "Interrupted", "Network", "log_fault"]
+__all__ = ["LOCAL_FAULTS", "Attempt", "AttemptSettings", "DeadlinePassed", "Interrupted", "Network", "log_fault"]
 
 _log = logging.getLogger("callbackq.transport")
 
@@ -44,11 +44,13 @@ _SMALLEST_USEFUL_SECONDS: Final = 0.25
 # connections to somebody else.
 _MAX_ADDRESSES: Final = 8
 
-# Faults that say something about this machine and nothing about the receiver: descriptors, memory, ports, and (ENOSPC)
-# registrations with the selector.
-_LOCAL_FAULTS: Final = frozenset(
+LOCAL_FAULTS: Final = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.ENOSPC}
 )
+"""
+Numbers of faults that say something about this machine and nothing about the receiver: descriptors, memory, ports, and
+(ENOSPC) registrations with the selector.
+"""
 
 # What is waited for before the exchange begins, in words.
 _STAGES: Final = {
@@ -116,7 +118,7 @@ class Attempt:
     Args:
         delivery: what to send.
         done: whom to tell.
-        request: head and body; or the exception that kept them from being written.
+        request: head and body.
         time: wall time of its beginning.
         started: clock reading of its beginning.
 
@@ -131,7 +133,7 @@ class Attempt:
         delivery: Delivery,
         done: Callable[[Outcome], None],
         *,
-        request: bytes | Exception,
+        request: bytes,
         time: datetime,
         started: float,
     ) -> None:
@@ -170,11 +172,11 @@ class Attempt:
         except TargetNotAllowedError as error:
             exchange.give_up(AttemptFailure.TARGET_NOT_ALLOWED, detail_of(error))
         except OSError as error:
-            if error.errno in _LOCAL_FAULTS and not self._has_begun_to_send:
+            if error.errno in LOCAL_FAULTS and not self._has_begun_to_send:
                 return NotSent(reason=NotSentReason.LOCAL_FAULT, detail=errno.errorcode[error.errno])
             exchange.give_up(self._meaning_of(error), detail_of(error))
         except Exception as error:
-            # A bug here, or a hook of the host (resolver, signer): this attempt fails, the others go on.
+            # A bug here, or in the host's resolver: this attempt fails, the others go on.
             log_fault("an attempt failed", error)
             exchange.give_up(AttemptFailure.INTERNAL, detail_of(error))
         finally:
@@ -194,8 +196,6 @@ class Attempt:
     # The stages.
 
     def _reach(self, network: Network) -> Generator[None, None, Connection]:
-        if isinstance(self._request, Exception):
-            raise self._request
         addresses = yield from self._look_up(network)
         target = self._target
         routes = [Route(target.scheme, target.host, target.port, address) for address in addresses[:_MAX_ADDRESSES]]
@@ -259,7 +259,7 @@ class Attempt:
             except OSError as error:
                 # For IPv6 "no address available" mostly means that this machine has no IPv6.
                 no_ipv6 = error.errno == errno.EADDRNOTAVAIL and ":" in route.address
-                if error.errno in _LOCAL_FAULTS and not no_ipv6:
+                if error.errno in LOCAL_FAULTS and not no_ipv6:
                     raise
                 details[detail_of(error)] = None
             else:
@@ -270,8 +270,6 @@ class Attempt:
 
     def _converse(self, network: Network, connection: Connection, exchange: Exchange) -> Wait:
         self._stage = AttemptFailure.CONNECTION_LOST
-        if not isinstance(self._request, bytes):
-            raise AssertionError
         if network.clock.monotonic() > self.delivery.ends_at - _SMALLEST_USEFUL_SECONDS:
             raise _Unsendable(NotSentReason.TIME_IS_UP)
         # What is there before the request is no answer to it.

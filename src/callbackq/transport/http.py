@@ -6,7 +6,7 @@ import os
 import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from importlib.metadata import version
 from typing import Final, get_args
 
@@ -15,14 +15,15 @@ from urllib3.util.ssl_ import create_urllib3_context
 
 from callbackq.clock import Clock, SystemClock
 from callbackq.core.delivery import Answer, Delivery, NotSent, NotSentReason, Outcome
-from callbackq.core.models import AttemptFailure
+from callbackq.core.models import AttemptFailure, CallbackRequest
 from callbackq.core.validation import Fault, check_request_headers
 from callbackq.errors import InvalidRequestError
 from callbackq.settings import check_collaborator
 from callbackq.signing import Signer
 from callbackq.targets import TargetPolicy
-from callbackq.transport.attempt import Attempt, AttemptSettings
+from callbackq.transport.attempt import LOCAL_FAULTS, Attempt, AttemptSettings, log_fault
 from callbackq.transport.connections import KeptConnections
+from callbackq.transport.details import detail_of
 from callbackq.transport.loop import NetworkLoop
 from callbackq.transport.protocol import SupportsSubmit, Transport
 from callbackq.transport.request import OrderHeaders, RequestWriter
@@ -55,7 +56,12 @@ class HTTPTransport(Transport, SupportsSubmit):
         deadline: the longest time one attempt takes.
         connect_timeout: the longest time to wait for a TCP connection, for all addresses of a host together. No more
             than eight are tried.
-        signer: signs every request in the manner of Standard Webhooks.
+        signer: signs requests in the manner of Standard Webhooks: a `Signer` all of them, or a function from the
+            `CallbackRequest` to the `Signer` of its receiver, or to ``None``, which sends no signature. The function is
+            called at every attempt, in the dispatcher's thread, so it must answer from memory. When it, or a function
+            that provides a Signer's secrets, raises a ``ConnectionError`` or a ``TimeoutError``, nothing is sent and
+            nothing counts as an attempt: the dispatcher rests, and tries again. Whatever else it raises is an attempt
+            that failed with ``internal``. What the exception says is kept nowhere.
         response_limit: how many bytes of an answer's body to read and keep.
         order_headers: ``"plain"`` sends ``callbackq-queue``, ``-sequence``, ``-attempt`` and ``-token``, by which a
             receiver drops duplicates and stale copies. The queue id is percent-encoded where it isn't visible
@@ -78,7 +84,7 @@ class HTTPTransport(Transport, SupportsSubmit):
         target_policy: TargetPolicy = _PUBLIC_INTERNET,
         deadline: timedelta = timedelta(seconds=15),
         connect_timeout: timedelta = timedelta(seconds=5),
-        signer: Signer | None = None,
+        signer: Signer | Callable[[CallbackRequest], Signer | None] | None = None,
         response_limit: int = 16384,
         order_headers: OrderHeaders = "plain",
         queue_key: bytes = b"",
@@ -142,30 +148,23 @@ class HTTPTransport(Transport, SupportsSubmit):
         if is_done.wait(self._settings.deadline_seconds + _GRACE_SECONDS):
             return outcomes[0]
         # The network thread hangs in somebody's callback. It may have sent the request, so this is an attempt.
-        duration = timedelta(seconds=max(0.0, self._clock.monotonic() - started))
-        return Answer(
-            status_code=0,
-            time=self._clock.now(),
-            duration=duration,
-            failure=AttemptFailure.INTERNAL,
-            detail="the network thread hangs",
-        )
+        return self._internal("the network thread hangs", self._clock.now(), started)
 
     def submit(self, delivery: Delivery, done: Callable[[Outcome], None]) -> None:
         """
         Begin an attempt and return at once. See `SupportsSubmit.submit`.
 
         The request is written and signed here, in the caller's thread. *done* is called from the network thread,
-        which waits for it; or from here, when no network thread can be started.
+        which waits for it; or from here, when the request can't be signed or no network thread can be started.
         """
         time = self._clock.now()
         started = self._clock.monotonic()
-        request: bytes | Exception
         try:
             request = self._writer.write(delivery, delivery.request.target, time)
         except Exception as error:
-            # The signer's secrets come from the host, whose code may raise anything. It is this attempt's failure.
-            request = error
+            # Signers and secrets come from the host, whose code may raise anything.
+            done(self._unsigned(error, time, started))
+            return
         attempt = Attempt(delivery, done, request=request, time=time, started=started)
         presence = self._presence()
         with presence.mutex:
@@ -215,6 +214,24 @@ class HTTPTransport(Transport, SupportsSubmit):
             presence = self._presences.setdefault(process, _Presence())
         return presence
 
+    def _unsigned(self, error: Exception, time: datetime, started: float) -> Outcome:
+        """
+        Say what it means that a request could not be signed.
+
+        No secrets from anywhere is a fault of this side that passes: it must use up nobody's retries. No secret for
+        this callback, or a malformed one, stays so until somebody acts: its retries end, and a final failure is seen.
+        """
+        is_out_of_reach = isinstance(error, ConnectionError | TimeoutError)
+        if is_out_of_reach or (isinstance(error, OSError) and error.errno in LOCAL_FAULTS):
+            return NotSent(reason=NotSentReason.LOCAL_FAULT, detail=f"no secrets: {detail_of(error)}")
+        log_fault("a request could not be signed", error)
+        return self._internal(detail_of(error), time, started)
+
+    def _internal(self, detail: str, time: datetime, started: float) -> Answer:
+        duration = timedelta(seconds=max(0.0, self._clock.monotonic() - started))
+        failure = AttemptFailure.INTERNAL
+        return Answer(status_code=0, time=time, duration=duration, failure=failure, detail=detail)
+
     def _start_loop(self) -> NetworkLoop:
         kept = KeptConnections(idle_timeout=self._idle_seconds, max_age=self._max_age_seconds)
         loop = NetworkLoop(self._settings, kept, self._clock)
@@ -251,8 +268,8 @@ def _check_target_policy(policy: object) -> Iterator[Fault]:
 
 
 def _check_signer(signer: object) -> Iterator[Fault]:
-    if not isinstance(signer, Signer | None):
-        yield "signer", "must be a Signer, made of a secret: Signer(secret)"
+    if not isinstance(signer, Signer | None) and (isinstance(signer, type) or not callable(signer)):
+        yield "signer", "must be a Signer, made of a secret: Signer(secret), or a function that returns one"
 
 
 def _check_times(least: timedelta, **times: timedelta) -> Iterator[Fault]:

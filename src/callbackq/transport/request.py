@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Callable
 from datetime import datetime
 from typing import Final, Literal
 from urllib.parse import quote
@@ -17,13 +18,18 @@ from attrs import frozen
 from urllib3.connection import HTTPConnection
 
 from callbackq.core.delivery import Delivery
+from callbackq.core.models import CallbackRequest
 from callbackq.core.url import Target
+from callbackq.errors import InvalidRequestError
 from callbackq.signing import Signer
 
-__all__ = ["OrderHeaders", "RequestWriter"]
+__all__ = ["OrderHeaders", "RequestWriter", "Signing"]
 
 OrderHeaders = Literal["plain", "hashed", "none"]
 """What receivers are told about queue and order. See `callbackq.HTTPTransport`."""
+
+Signing = Signer | Callable[[CallbackRequest], Signer | None] | None
+"""What signs: one for all requests, one for each, or nothing. See `callbackq.HTTPTransport`."""
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 # Visible ASCII except the percent sign itself and what is awkward inside a field value; ``unquote`` restores the rest.
@@ -39,14 +45,14 @@ class RequestWriter:
         user_agent: sent unless the callback brings its own.
         order_headers: whether to send the four ``callbackq-`` fields, and the queue in which form.
         queue_key: the key with which the queue is hashed.
-        signer: makes the signature; ``None`` sends none.
+        signer: makes the signatures.
         close: ask the receiver to close the connection after its answer.
     """
 
     user_agent: str
     order_headers: OrderHeaders
     queue_key: bytes
-    signer: Signer | None
+    signer: Signing
     close: bool
 
     def write(self, delivery: Delivery, target: Target, now: datetime) -> bytes:
@@ -54,7 +60,7 @@ class RequestWriter:
         Return head and body of one attempt's request, ready to be sent.
 
         Raises:
-            Exception: whatever the signer raises.
+            Exception: whatever the host's code raises that chooses the signer or provides its secrets.
         """
         request = delivery.request
         body = None if request.method == "GET" else request.post_data.data or b""
@@ -78,9 +84,18 @@ class RequestWriter:
         """What Standard Webhooks asks for. The time is the attempt's, so that receivers may refuse old copies."""
         timestamp = int(now.timestamp())
         fields = {"webhook-id": delivery.callback_id, "webhook-timestamp": str(timestamp)}
-        if self.signer is not None:
-            fields["webhook-signature"] = self.signer.sign(delivery.callback_id, timestamp, body)
+        signer = self._signer_of(delivery.request)
+        if signer is not None:
+            fields["webhook-signature"] = signer.sign(delivery.callback_id, timestamp, body)
         return fields
+
+    def _signer_of(self, request: CallbackRequest) -> Signer | None:
+        if isinstance(self.signer, Signer | None):
+            return self.signer
+        signer = self.signer(request)
+        if not isinstance(signer, Signer | None):
+            raise InvalidRequestError([("signer", "must return a Signer, or None to send no signature")])
+        return signer
 
     def _order(self, delivery: Delivery) -> dict[str, str]:
         if self.order_headers == "none":

@@ -1,0 +1,284 @@
+"""Who signs a request, and what becomes of one that nobody can sign."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import logging
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import nacl.signing
+import pytest
+from standardwebhooks.webhooks import Webhook
+
+from callbackq import CallbackRequest, CallbackState, Dispatcher, InMemoryDataAccess, RetryPhase
+from callbackq.core.delivery import Answer, NotSent, NotSentReason, Outcome
+from callbackq.core.models import AttemptFailure
+from callbackq.errors import SignatureError
+from callbackq.events import EventKind
+from callbackq.signing import Signer, public_key_of, verify
+from callbackq.transport import HTTPTransport
+from support.deliveries import make_delivery
+from support.dispatching import Witness
+from support.receivers import Receiver, SeenRequest
+
+Receive = Callable[..., Receiver]
+MakeTransport = Callable[..., HTTPTransport]
+
+CANARY = "yranac"[::-1]
+PRIVATE_KEY = "whsk_" + base64.b64encode(b"k" * 32).decode()
+
+
+def who_signed(request: SeenRequest, keys: dict[str, Any]) -> list[str]:
+    """Name the keys by which the request verifies."""
+    found = []
+    for name, key in keys.items():
+        try:
+            verify(request.fields, request.body, key, now=datetime.now(UTC))
+        except SignatureError:
+            continue
+        found.append(name)
+    return found
+
+
+# One signer
+
+
+def test_signature_covers_what_arrives(receive: Receive, make_transport: MakeTransport) -> None:
+    receiver = receive()
+    secret = b"s" * 32
+
+    make_transport(signer=Signer(secret)).send(make_delivery(receiver.url(), data=b"signed"))
+
+    [request] = receiver.requests
+    assert verify(request.fields, request.body, secret, now=datetime.now(UTC)).id == request.fields["webhook-id"]
+
+
+def test_a_request_signed_with_a_shared_secret_and_a_key_pair_verifies_with_either(
+    receive: Receive, make_transport: MakeTransport
+) -> None:
+    receiver = receive()
+    secret = b"s" * 32
+
+    make_transport(signer=Signer([PRIVATE_KEY, secret])).send(make_delivery(receiver.url(), data=b'{"a": 1}'))
+
+    [request] = receiver.requests
+    assert who_signed(request, {"pair": public_key_of(PRIVATE_KEY), "secret": secret}) == ["pair", "secret"]
+    # And by what isn't ours.
+    Webhook(secret).verify(request.body, request.fields)
+    by_key, _ = request.fields["webhook-signature"].split(" ")
+    content = f"{request.fields['webhook-id']}.{request.fields['webhook-timestamp']}.".encode() + request.body
+    nacl.signing.SigningKey(b"k" * 32).verify_key.verify(content, base64.b64decode(by_key.removeprefix("v1a,")))
+
+
+# A signer for each receiver
+
+SECRETS = {"acme": b"a" * 32, "globex": b"g" * 32}
+
+
+def of_application(request: CallbackRequest) -> Signer | None:
+    secret = SECRETS.get(request.application_id)
+    return None if secret is None else Signer(secret)
+
+
+def test_each_request_is_signed_by_the_signer_chosen_for_it(receive: Receive, make_transport: MakeTransport) -> None:
+    receiver = receive()
+    transport = make_transport(signer=of_application)
+
+    for application_id in ("acme", "globex", "acme"):
+        transport.send(make_delivery(receiver.url(), application_id=application_id))
+
+    assert [who_signed(request, SECRETS) for request in receiver.requests] == [["acme"], ["globex"], ["acme"]]
+
+
+def test_a_request_for_which_no_signer_is_chosen_goes_out_unsigned(
+    receive: Receive, make_transport: MakeTransport
+) -> None:
+    receiver = receive()
+
+    outcome = make_transport(signer=of_application).send(make_delivery(receiver.url(), application_id="other"))
+
+    assert isinstance(outcome, Answer)
+    assert outcome.status_code == 200
+    assert "webhook-signature" not in receiver.requests[0].fields
+    assert "webhook-id" in receiver.requests[0].fields
+
+
+def test_the_choice_sees_the_request_and_is_made_at_every_attempt_in_the_callers_thread(
+    receive: Receive, make_transport: MakeTransport
+) -> None:
+    receiver = receive()
+    seen: list[tuple[CallbackRequest, threading.Thread]] = []
+    secrets = [b"1" * 32, b"2" * 32]
+
+    def choose(request: CallbackRequest) -> Signer:
+        seen.append((request, threading.current_thread()))
+        return Signer(secrets[len(seen) - 1])
+
+    delivery = make_delivery(receiver.url())
+    transport = make_transport(signer=choose)
+    transport.send(delivery)
+    transport.send(delivery)
+
+    assert seen == [(delivery.request, threading.current_thread())] * 2
+    keys = {"old": secrets[0], "new": secrets[1]}
+    assert [who_signed(request, keys) for request in receiver.requests] == [["old"], ["new"]]
+
+
+# What the host's code raises
+
+
+def signer_that_raises(error: BaseException) -> list[Any]:
+    """Both places where the host's code is asked."""
+
+    def choose(request: CallbackRequest) -> Signer:
+        raise error
+
+    def secrets() -> bytes:
+        raise error
+
+    return [choose, Signer(secrets)]
+
+
+def outcomes_of(signers: list[Any], make_transport: MakeTransport, url: str) -> list[Outcome]:
+    return [make_transport(signer=signer).send(make_delivery(url)) for signer in signers]
+
+
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, CANARY), "no secrets: ECONNREFUSED"),
+        (ConnectionError(CANARY), "no secrets: ConnectionError"),
+        (TimeoutError(CANARY), "no secrets: TimeoutError"),
+        (OSError(errno.EMFILE, CANARY), "no secrets: EMFILE"),
+    ],
+    ids=repr,
+)
+def test_secrets_that_are_out_of_reach_are_no_attempt(
+    receive: Receive,
+    make_transport: MakeTransport,
+    caplog: pytest.LogCaptureFixture,
+    error: OSError,
+    detail: str,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    receiver = receive()
+
+    outcomes = outcomes_of(signer_that_raises(error), make_transport, receiver.url())
+
+    assert outcomes == [NotSent(reason=NotSentReason.LOCAL_FAULT, detail=detail)] * 2
+    assert receiver.connections == 0
+    assert CANARY not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (KeyError(CANARY), "KeyError"),
+        (RuntimeError(CANARY), "RuntimeError"),
+        (FileNotFoundError(errno.ENOENT, CANARY), "ENOENT"),
+        (OSError(CANARY), "OSError"),
+        (SignatureError(CANARY), "SignatureError"),
+    ],
+    ids=repr,
+)
+def test_a_callback_that_nobody_can_sign_has_failed_an_attempt_and_the_words_stay_out_of_the_log(
+    receive: Receive,
+    make_transport: MakeTransport,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    detail: str,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    receiver = receive()
+
+    outcomes = outcomes_of(signer_that_raises(error), make_transport, receiver.url())
+
+    for outcome in outcomes:
+        assert isinstance(outcome, Answer)
+        assert (outcome.status_code, outcome.failure, outcome.detail) == (0, AttemptFailure.INTERNAL, detail)
+        assert outcome.time <= datetime.now(UTC)
+    assert receiver.connections == 0
+    assert [record.name for record in caplog.records] == ["callbackq.transport"] * 2
+    assert type(error).__name__ in caplog.text
+    assert CANARY not in caplog.text
+
+
+@pytest.mark.parametrize("returned", [b"s" * 32, "whsec_" + CANARY, Signer, 0, False, [None]], ids=repr)
+def test_a_choice_that_is_no_signer_is_not_taken_for_unsigned(
+    receive: Receive, make_transport: MakeTransport, returned: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver = receive()
+
+    outcome = make_transport(signer=lambda request: returned).send(make_delivery(receiver.url()))
+
+    assert isinstance(outcome, Answer)
+    assert (outcome.failure, outcome.detail) == (AttemptFailure.INTERNAL, "InvalidRequestError")
+    assert receiver.connections == 0
+    assert CANARY not in caplog.text
+
+
+def test_a_function_that_is_called_with_too_much_fails_attempts_and_not_the_dispatcher(
+    receive: Receive, make_transport: MakeTransport
+) -> None:
+    [outcome] = outcomes_of([lambda: None], make_transport, receive().url())
+
+    assert isinstance(outcome, Answer)
+    assert (outcome.failure, outcome.detail) == (AttemptFailure.INTERNAL, "TypeError")
+
+
+# From the store to the receiver
+
+
+def test_an_outage_of_the_secrets_uses_up_no_attempt_and_delivers_when_it_is_over(
+    receive: Receive, make_transport: MakeTransport
+) -> None:
+    receiver = receive()
+    store, witness = InMemoryDataAccess(), Witness()
+    refusals = 3
+
+    def choose(request: CallbackRequest) -> Signer:
+        nonlocal refusals
+        refusals -= 1
+        if refusals >= 0:
+            raise ConnectionRefusedError(CANARY)
+        return Signer(SECRETS["acme"])
+
+    id = store.store_callback_request(CallbackRequest(url=receiver.url())).id  # one attempt is all it has
+    dispatcher = Dispatcher(store, transport=make_transport(signer=choose), observer=witness)
+    assert dispatcher.run_until_idle(timeout=20)
+
+    status = store.get_callback_status(id)
+    assert [attempt.status_code for attempt in status.attempts] == [200]
+    assert [who_signed(request, SECRETS) for request in receiver.requests] == [["acme"]]
+    assert witness.kinds().count(EventKind.RELEASED) == 3
+    assert EventKind.LOCAL_FAULT in witness.kinds()
+
+
+def test_a_customer_without_a_secret_fails_for_good_and_holds_up_nobody_else(
+    receive: Receive, make_transport: MakeTransport
+) -> None:
+    receiver = receive()
+    store = InMemoryDataAccess()
+    phases = [RetryPhase(retries=2, delay=timedelta(0))]
+    ids = {
+        name: store.store_callback_request(
+            CallbackRequest(url=receiver.url(), application_id=name, queue_id=name, retry_phases=phases)
+        ).id
+        for name in ("nobody", *SECRETS)
+    }
+    signers = {name: Signer(secret) for name, secret in SECRETS.items()}
+    transport = make_transport(signer=lambda request: signers[request.application_id])
+
+    assert Dispatcher(store, transport=transport).run_until_idle(timeout=20)
+
+    unsigned = store.get_callback_status(ids["nobody"])
+    assert unsigned.state is CallbackState.FAILED
+    assert [(attempt.failure, attempt.detail) for attempt in unsigned.attempts] == [
+        (AttemptFailure.INTERNAL, "KeyError")
+    ] * 3
+    assert all(store.get_callback_status(ids[name]).success for name in SECRETS)
+    assert sorted(who_signed(request, SECRETS) for request in receiver.requests) == [["acme"], ["globex"]]
