@@ -2,8 +2,8 @@
 
 PYTHON ?= .venv/bin/python
 
-# Tracing has locks of its own, which a fork beside other threads leaves locked in the child, and takes its time.
-TRACEABLE = not forked_while_threads and not takes_long_to_be_refused
+# Tracing has locks of its own, which a fork beside other threads leaves locked in the child.
+TRACEABLE = not forked_while_threads
 
 .DEFAULT_GOAL := help
 .PHONY: help venv format lint test system conformance cover docs bench hostile fuzz demo check build clean

@@ -405,6 +405,7 @@ def expensive_documents(size: int) -> dict[str, tuple[type, str]]:
         "backslashes": (RetryPhase, '"' + "\\" * size),
         "quotes": (RetryPhase, '"' * size),
         "one key": (CallbackRequest, _repeated("{", '"a":1', "}", size)),
+        "a key of many twice": (CallbackRequest, "{" + distinct + ',"0000000":1}'),
         "unknown keys": (CallbackRequest, "{" + distinct + "}"),
         "request headers": (CallbackRequest, '{"postdata": {"headers": {' + distinct + "}}}"),
         "response headers": (CallbackData, '{"headers": {' + distinct + "}}"),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
-import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -31,6 +32,7 @@ from callbackq.core.models import (
 from callbackq.errors import InvalidRequestError
 from core.malformed_documents import CANARY, MALFORMED, REQUEST, STATUS, expensive_documents, with_value
 from support import generated
+from support.work import Work, work_of
 
 # The document that the Go package's own tests expect.
 STATUS_OF_2016 = (
@@ -521,22 +523,83 @@ def test_no_error_lists_more_faults_than_anybody_reads() -> None:
         assert "" not in [path for path, _ in faults[:-1]]
 
 
-def test_no_document_takes_long_to_be_refused() -> None:
-    # Half a second of CPU time is twenty times what a sixteenth of the largest size needs, and far too little for
-    # anything that isn't linear.
-    slow = {}
-    digits = sys.get_int_max_str_digits()
-    sys.set_int_max_str_digits(0)  # as a host may have done
-    try:
-        for name, (kind, document) in expensive_documents(DEFAULT_LIMIT_BYTES // 16).items():
-            began = time.process_time()
-            faults_of(document, kind)
-            if (took := time.process_time() - began) > 0.5:
-                slow[name] = took
-    finally:
-        sys.set_int_max_str_digits(digits)
+# What reading costs, counted: with four times the text, four times the work. Sixteen times would be quadratic.
 
-    assert slow == {}
+SIZE = DEFAULT_LIMIT_BYTES // 256
+MOST_GROWTH = 5.0
+
+
+@pytest.fixture
+def strict_int() -> Iterator[None]:
+    """Have int() refuse long numbers, as no host can forbid: within it, nothing can be counted."""
+    usual = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(sys.int_info.str_digits_check_threshold)
+    yield
+    sys.set_int_max_str_digits(usual)
+
+
+def growth(read: Callable[[str], object], small: str, large: str) -> float:
+    return work_of(lambda: read(large)).steps / work_of(lambda: read(small)).steps
+
+
+def may_go_back(work: Work) -> set[str]:
+    """The patterns that texts of any length are searched with, less those that are but one class of characters."""
+    longer = {pattern for pattern, length in work.longest_searched.items() if length > v.MAX_HEADER_VALUE + 100}
+    return {pattern for pattern in longer if not re.fullmatch(r"\[[^]]+\][*+]?", pattern)}
+
+
+@pytest.mark.parametrize("name", expensive_documents(100))
+def test_no_document_costs_more_than_in_proportion_to_its_length(name: str, strict_int: None) -> None:
+    kind, small = expensive_documents(SIZE)[name]
+    _, large = expensive_documents(4 * SIZE)[name]
+
+    def read(document: str) -> None:
+        faults_of(document, kind)
+
+    assert growth(read, small, large) < MOST_GROWTH
+    # It finds the strings of a document. What it has taken it never gives back: its repetitions are possessive.
+    assert may_go_back(work_of(lambda: read(large))) <= {r'"(?:[^"\\]++|\\.)*+"?'}
+
+
+def test_a_reader_that_is_quadratic_would_be_caught(strict_int: None) -> None:
+    def slice_by_slice(text: str) -> None:
+        while text:
+            text = text[1:]
+
+    def each_with_all_before(text: str) -> None:
+        seen: list[str] = []
+        for word in text.split():
+            for other in seen:
+                if other == word:
+                    break
+            else:
+                seen += [word]
+
+    def error_by_error(text: str) -> None:
+        for place in range(len(text)):
+            with suppress(ValueError):
+                text.index("?", place)
+
+    def going_back(text: str) -> None:
+        re.compile("[0-9 ]+?x").search(text[:100])  # all of it would take too long, of course
+
+    small, large = (" ".join(map(str, range(size // 5))) for size in (SIZE // 32, SIZE // 8))
+
+    assert growth(slice_by_slice, small, large) > 2 * MOST_GROWTH
+    assert growth(each_with_all_before, small, large) > 2 * MOST_GROWTH
+    assert growth(error_by_error, small, large) > 2 * MOST_GROWTH
+    assert may_go_back(work_of(lambda: going_back("7" * 2 * SIZE))) == {"[0-9 ]+?x"}
+    with pytest.raises(ValueError, match="Exceeds the limit"):
+        int("7" * SIZE)
+
+
+def test_a_reader_that_is_linear_passes() -> None:
+    def line_by_line(text: str) -> list[int]:
+        return [len(word) for word in text.split()]
+
+    small, large = (" ".join(map(str, range(size // 5))) for size in (SIZE, 4 * SIZE))
+
+    assert growth(line_by_line, small, large) < MOST_GROWTH
 
 
 def test_only_models_are_written_and_read() -> None:
