@@ -41,7 +41,10 @@ class EventKind(Enum):
     """The store raised; the dispatcher rests and tries again. Told once until the store is back."""
     STORE_RECOVERED = "store recovered"
     LOCAL_FAULT = "local fault"
-    """This machine can't open connections at the moment (descriptors, memory, ports): no attempt, a rest."""
+    """
+    This machine can't open connections at the moment (descriptors, memory, ports, the way to the proxy): no attempt, a
+    rest.
+    """
 
 
 @frozen(kw_only=True)

@@ -425,6 +425,56 @@ def test_a_malformed_url_is_no_matter_of_policy() -> None:
         assert "SECRET" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["localhost", "vault.internal", "billing", "a.billing.local"])
+def test_allowed_blocks_dont_open_local_names_where_nobody_looks_them_up(name: str) -> None:
+    target = parse_url(url_of(name))
+    everything = ["0.0.0.0/0", "127.0.0.0/8", "::/0"]
+
+    TargetPolicy(allow=everything).check_target(target)
+    TargetPolicy(allow=[name]).check_target(target, is_looked_up=False)
+    with pytest.raises(TargetNotAllowedError):
+        TargetPolicy(allow=everything).check_target(target, is_looked_up=False)
+
+
+def test_other_rules_hold_as_well_where_nobody_looks_names_up() -> None:
+    policy = TargetPolicy(deny=[".denied.test"], https_only=True)
+
+    wrong = []
+    for url in ("https://a.denied.test/", "http://a.test/", "https://a.test:25/", "https://10.0.0.1/"):
+        try:
+            policy.check_target(parse_url(url), is_looked_up=False)
+            wrong.append(url)
+        except TargetNotAllowedError:
+            continue
+    assert wrong == []
+    policy.check_target(parse_url("https://a.test/"), is_looked_up=False)
+
+
+def test_a_policy_names_what_it_opens_and_what_lives_there() -> None:
+    policy = TargetPolicy(
+        allow=["127.0.0.0/8", "169.254.169.254", "fd00::/8", "0.0.0.0/0", "8.8.8.8", ".Corp.example", "Metadata"],
+        ports=[443, 8443, 25, range(1, 1025), range(8000, 9000), 6667],
+    )
+
+    assert policy.openings() == [
+        "127.0.0.0/8 (this host)",
+        "169.254.169.254/32 (a link-local address or a cloud metadata service)",
+        "fd00::/8 (a private network)",
+        "0.0.0.0/0",
+        "8.8.8.8/32",
+        ".corp.example",
+        "metadata (a cloud metadata service)",
+        "port 25",
+        "ports 1 to 1024",
+        "port 6667",
+    ]
+
+
+@pytest.mark.parametrize("policy", [{}, {"deny": ["8.8.8.8"], "ports": [443, range(8000, 9000)], "https_only": True}])
+def test_a_policy_that_opens_nothing_has_nothing_to_name(policy: dict[str, Any]) -> None:
+    assert TargetPolicy(**policy).openings() == []
+
+
 def test_a_policy_is_a_value() -> None:
     policy = TargetPolicy(allow=["10.0.0.0/8"], deny=iter([".a.test"]), ports=[80, range(8000, 9000)])
 

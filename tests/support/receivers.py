@@ -92,6 +92,15 @@ class Conversation:
         while self._read():
             pass
 
+    def relay_to(self, port: int) -> None:
+        """Be a tunnel to a port of this machine until one of the two ends."""
+        with socket.create_connection(("127.0.0.1", port), _PATIENCE_SECONDS) as other:
+            other.sendall(self._buffer)
+            back = threading.Thread(target=_pump, args=(other, self._connection), name="receiver", daemon=True)
+            back.start()
+            _pump(self._connection, other)
+            back.join(_PATIENCE_SECONDS)
+
     def end_tls(self) -> None:
         """Say, as TLS wants it, that this is the end of the stream."""
         if not isinstance(self._connection, ssl.SSLSocket):
@@ -111,6 +120,14 @@ class Conversation:
         data = self._connection.recv(at_most)
         self._buffer += data
         return bool(data)
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+    with contextlib.suppress(OSError):
+        sink.shutdown(socket.SHUT_RDWR)
 
 
 Script = Callable[[Conversation], object]

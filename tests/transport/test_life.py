@@ -191,6 +191,72 @@ def test_nothing_secret_is_ever_logged(
     assert canary not in caplog.text
 
 
+def opened_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        f"{record.name} {record.levelname}: {record.getMessage()}"
+        for record in caplog.records
+        if record.levelno >= logging.WARNING
+    ]
+
+
+def test_what_the_policy_opens_is_told_once_with_the_first_attempt(
+    receive: Receive, transport: HTTPTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver = receive()
+    before = opened_in(caplog)
+
+    for _ in range(2):
+        for _ in range(3):
+            status_of(transport, receiver.url())
+        transport.close()
+
+    assert before == []
+    [line] = opened_in(caplog)
+    opened = line.removeprefix("callbackq.transport WARNING: callbacks may reach what is closed by default: ")
+    assert opened == "127.0.0.0/8 (this host), ::1/128 (this host)"
+
+
+def test_policy_that_opens_nothing_has_nothing_told(
+    make_transport: MakeTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_transport(target_policy=TargetPolicy(deny=["10.0.0.0/8"])).send(make_delivery("http://127.0.0.1/"))
+
+    assert opened_in(caplog) == []
+
+
+def test_proxy_is_named_once_with_the_first_attempt(
+    receive: Receive, make_transport: MakeTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    proxy = receive()
+    transport = make_transport(target_policy=TargetPolicy(), proxy=proxy.url(""))
+
+    for _ in range(2):
+        status_of(transport, "http://a.example/")
+
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.INFO] == [
+        f"callbacks go out through the proxy 127.0.0.1:{proxy.port}, whose task it is to judge their addresses"
+    ]
+
+
+def test_handler_of_the_log_may_use_the_transport(receive: Receive, transport: HTTPTransport) -> None:
+    receiver, outcomes = receive(), Outcomes()
+
+    class Sends(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            transport.submit(make_delivery(receiver.url()), outcomes)
+
+    handler = Sends(level=logging.WARNING)
+    logging.getLogger("callbackq.transport").addHandler(handler)
+    try:
+        status = status_of(transport, receiver.url())
+    finally:
+        logging.getLogger("callbackq.transport").removeHandler(handler)
+
+    assert status == 200
+    assert [answer.status_code for answer in outcomes.answers(1)] == [200]
+
+
 # Interruptions.
 
 

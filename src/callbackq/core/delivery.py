@@ -84,7 +84,10 @@ class NotSentReason(Enum):
     STOPPED = "stopped"
     """The transport was asked to stop before the request began."""
     LOCAL_FAULT = "local fault"
-    """This machine has no descriptors, memory or ports left: rest before trying anything else."""
+    """
+    This machine has no descriptors, memory or ports left, or can't reach its operator's proxy: rest before trying
+    anything else.
+    """
 
 
 @frozen(kw_only=True)

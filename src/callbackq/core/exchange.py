@@ -77,9 +77,13 @@ class Exchange:
 
     Args:
         response_limit: bytes of body to keep. An answer with a longer one is over as soon as that is known.
+
+    Attributes:
+        has_begun: a byte of the request is on its way; set by who sends it.
     """
 
     def __init__(self, *, response_limit: int) -> None:
+        self.has_begun = False
         self._limit = response_limit
         self._reply: Reply | None = None
         self._request_written = False

@@ -117,9 +117,14 @@ class TargetRules:
         self.check_target(target)
         return target
 
-    def check_target(self, target: Target) -> None:
+    def check_target(self, target: Target, *, is_looked_up: bool = True) -> None:
         """
         Judge scheme, port and name or literal address of a URL that was taken apart before.
+
+        Args:
+            target: the URL.
+            is_looked_up: whether the addresses of a name will be judged, too. When they can't be, allowed blocks
+                don't speak for local names: these must be allowed by name.
 
         Raises:
             TargetNotAllowedError: the policy forbids it.
@@ -131,7 +136,7 @@ class TargetRules:
         if target.is_literal_address:
             self.check_addresses(target, [target.host])
         else:
-            self._check_name(target)
+            self._check_name(target, is_looked_up=is_looked_up)
 
     def check_addresses(self, target: Target, addresses: Iterable[str]) -> list[str]:
         """
@@ -155,12 +160,21 @@ class TargetRules:
             checked[str(address)] = None
         return list(checked)
 
+    def openings(self) -> list[str]:
+        """Name what is open beyond the default, an entry each; with what lives there, where that has a name."""
+        opened = [_describe_entry(entry) for entry in self.allow]
+        for entry in self.ports or ():
+            ports = entry if isinstance(entry, range) else range(entry, entry + 1)
+            if not all(map(_is_open_by_default, ports)):
+                opened.append(f"port {ports[0]}" if len(ports) == 1 else f"ports {ports[0]} to {ports[-1]}")
+        return opened
+
     def _is_allowed_port(self, port: int) -> bool:
         if self.ports is None:
-            return port in (80, 443) or (port >= 1024 and port not in _BAD_PORTS)
+            return _is_open_by_default(port)
         return any(port in entry if isinstance(entry, range) else port == entry for entry in self.ports)
 
-    def _check_name(self, target: Target) -> None:
+    def _check_name(self, target: Target, *, is_looked_up: bool) -> None:
         name = target.host
         if (entry := self._denied.entry_for(name)) is not None:
             _refuse(target, None, entry, "names a host on the deny list")
@@ -170,7 +184,8 @@ class TargetRules:
             _refuse(target, None, name, f"names a cloud metadata service; {_REMEDY}")
         # With blocks on the allow list the name may still pass, if all its addresses are in them: that gives no
         # more than these addresses as literals do.
-        if (rule := _local_rule(target)) is not None and not self._allowed.networks:
+        may_be_opened_by_its_addresses = is_looked_up and self._allowed.networks
+        if (rule := _local_rule(target)) is not None and not may_be_opened_by_its_addresses:
             _refuse(target, None, rule, _LOCAL_NAME)
 
     def _check_address(self, target: Target, address: Address) -> None:
@@ -196,6 +211,19 @@ class TargetRules:
     def _is_allowed_name(self, name: str) -> bool:
         # Who allows ".internal" means hosts of his; who means the credentials has to say so.
         return name in self._allowed.names if name in _METADATA_NAMES else self._allowed.entry_for(name) is not None
+
+
+def _is_open_by_default(port: int) -> bool:
+    return port in (80, 443) or (port >= 1024 and port not in _BAD_PORTS)
+
+
+def _describe_entry(entry: str) -> str:
+    read = _read_entry(entry)
+    if isinstance(read, str):
+        return f"{read} (a cloud metadata service)" if read in _METADATA_NAMES else read
+    block = special_block(read.network_address)
+    # Both hold the address, so the one with the longer prefix lies inside the other.
+    return f"{read} ({block.what})" if block is not None and read.prefixlen >= block.network.prefixlen else str(read)
 
 
 def _refuse(target: Target, address: Address | None, rule: str, reason: str) -> NoReturn:

@@ -65,10 +65,15 @@ class Target:
         return ":" in self.host or self.host.rpartition(".")[2].isdigit()
 
     @property
+    def authority(self) -> str:
+        """``host:port``, an IPv6 address in brackets."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    @property
     def origin(self) -> str:
         """``scheme://host:port``: the part of a URL that may be logged, and the key of per-host limits."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
+        return f"{self.scheme}://{self.authority}"
 
 
 def parse_url(url: str) -> Target:

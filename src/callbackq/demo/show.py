@@ -44,7 +44,7 @@ def run_demo(*, colour: bool | None = None) -> int:
     Returns:
         0 if every promise held, judged from what the receiver saw; 1 otherwise.
     """
-    _mute_store_advice()
+    _mute_advice()
     screen = Screen(colour=colour)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="callbackq-demo-") as folder, Receiver() as receiver:
@@ -65,7 +65,7 @@ def run_demo(*, colour: bool | None = None) -> int:
 
 def run_dispatcher(path: Path, machine_name: str) -> None:
     """What each of the two processes runs, until its standard input ends: they must not outlive the demo."""
-    _mute_store_advice()
+    _mute_advice()
     policy = TargetPolicy(allow=["127.0.0.0/8"])
     with (
         SQLiteDataAccess(path) as store,
@@ -83,9 +83,11 @@ def run_dispatcher(path: Path, machine_name: str) -> None:
         sys.stdin.read()
 
 
-def _mute_store_advice() -> None:
+def _mute_advice() -> None:
     # The store's advice on old SQLite versions speaks of other programs that write to the file. There are none here.
     logging.getLogger("callbackq.stores").setLevel(logging.ERROR)
+    # The transport's, that it may reach this machine: that is where the demo's receiver is.
+    logging.getLogger("callbackq.transport").setLevel(logging.ERROR)
 
 
 def _requests(url: str) -> Iterator[CallbackRequest]:

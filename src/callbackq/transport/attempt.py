@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Generator, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from attrs import frozen
 
@@ -24,12 +24,14 @@ from callbackq.clock import Clock
 from callbackq.core.delivery import Answer, Delivery, NotSent, NotSentReason, Outcome
 from callbackq.core.exchange import Exchange
 from callbackq.core.models import AttemptFailure, CallbackData
+from callbackq.core.tunnel import TunnelExchange
 from callbackq.core.url import Target
 from callbackq.errors import TargetNotAllowedError
 from callbackq.targets import TargetPolicy
 from callbackq.transport.connections import Connection, KeptConnections, Route
 from callbackq.transport.deadlines import Deadlines
 from callbackq.transport.details import detail_of
+from callbackq.transport.proxy import Proxy
 from callbackq.transport.resolver import LookUp, ResolverPool
 
 __all__ = ["LOCAL_FAULTS", "Attempt", "AttemptSettings", "DeadlinePassed", "Interrupted", "Network", "log_fault"]
@@ -52,12 +54,25 @@ Numbers of faults that say something about this machine and nothing about the re
 (ENOSPC) registrations with the selector.
 """
 
-# What is waited for before the exchange begins, in words.
-_STAGES: Final = {
-    AttemptFailure.DNS: "looking up the name",
-    AttemptFailure.CONNECT: "connecting",
-    AttemptFailure.TLS: "TLS handshake",
-}
+
+class _Stage(NamedTuple):
+    """
+    How far an attempt is.
+
+    Attributes:
+        meaning: what a fault of the network means there.
+        words: what is being waited for; empty where the exchange knows better.
+    """
+
+    meaning: AttemptFailure
+    words: str = ""
+
+
+_LOOK_UP: Final = _Stage(AttemptFailure.DNS, "looking up the name")
+_CONNECT: Final = _Stage(AttemptFailure.CONNECT, "connecting")
+_TUNNEL: Final = _Stage(AttemptFailure.CONNECTION_LOST, "waiting for the proxy's answer to CONNECT")
+_TLS: Final = _Stage(AttemptFailure.TLS, "TLS handshake")
+_EXCHANGE: Final = _Stage(AttemptFailure.CONNECTION_LOST)
 
 Life = Generator[None, None, Outcome]
 Wait = Generator[None, None, None]
@@ -91,6 +106,7 @@ class AttemptSettings:
     deadline_seconds: float
     connect_seconds: float
     response_limit: int
+    proxy: Proxy | None = None
 
 
 @frozen(kw_only=True)
@@ -145,9 +161,7 @@ class Attempt:
         self._ends_at = delivery.ends_at
         self._target: Target = delivery.request.target
         self._connection: Connection | None = None
-        # What a fault of the network means at this stage.
-        self._stage = AttemptFailure.DNS
-        self._has_begun_to_send = False
+        self._stage = _LOOK_UP
 
     def live(self, network: Network) -> Life:
         """Make the attempt; return what came of it."""
@@ -160,19 +174,19 @@ class Attempt:
         except _Unsendable as error:
             return error.outcome
         except Interrupted:
-            if not self._has_begun_to_send:
+            if not exchange.has_begun:
                 return NotSent(reason=NotSentReason.STOPPED)
             exchange.give_up(AttemptFailure.INTERRUPTED, exchange.stage)
         except DeadlinePassed:
-            if self._ends_at == self.delivery.ends_at and not self._has_begun_to_send:
+            if self._ends_at == self.delivery.ends_at and not exchange.has_begun:
                 return NotSent(reason=NotSentReason.TIME_IS_UP)
-            exchange.give_up(AttemptFailure.TIMEOUT, _STAGES.get(self._stage, exchange.stage))
+            exchange.give_up(AttemptFailure.TIMEOUT, self._stage.words or exchange.stage)
         except _NoAnswer as error:
             exchange.give_up(error.failure, error.detail)
         except TargetNotAllowedError as error:
             exchange.give_up(AttemptFailure.TARGET_NOT_ALLOWED, detail_of(error))
         except OSError as error:
-            if error.errno in LOCAL_FAULTS and not self._has_begun_to_send:
+            if error.errno in LOCAL_FAULTS and not exchange.has_begun:
                 return NotSent(reason=NotSentReason.LOCAL_FAULT, detail=errno.errorcode[error.errno])
             exchange.give_up(self._meaning_of(error), detail_of(error))
         except Exception as error:
@@ -196,31 +210,70 @@ class Attempt:
     # The stages.
 
     def _reach(self, network: Network) -> Generator[None, None, Connection]:
-        addresses = yield from self._look_up(network)
-        target = self._target
-        routes = [Route(target.scheme, target.host, target.port, address) for address in addresses[:_MAX_ADDRESSES]]
-        kept = network.kept.take(routes, network.clock.monotonic())
-        if kept is not None:
-            kept.user = self
-            self._connection = kept
-            return kept
-        connection = yield from self._connect(network, routes)
-        if target.scheme == "https":
-            self._stage = AttemptFailure.TLS
+        proxy = network.settings.proxy
+        if proxy is None:
+            connection = yield from self._reach_target(network)
+        else:
+            connection = yield from self._reach_proxy(network, proxy)
+        if self._target.scheme == "https" and not connection.is_encrypted:
+            if proxy is not None:
+                yield from self._open_tunnel(connection, proxy)
+            self._stage = _TLS
             connection.start_tls(network.settings.ssl_context)
             while not connection.shake_hands():
                 yield
         return connection
 
-    def _look_up(self, network: Network) -> Generator[None, None, list[str]]:
+    def _reach_target(self, network: Network) -> Generator[None, None, Connection]:
         if self._target.is_literal_address:
             network.settings.policy.check_target(self._target)
-            return [self._target.host]
-        look_up = LookUp(
-            self._target.host,
-            partial(network.settings.policy.resolve, self.delivery.request.url),
-            partial(network.resume, self),
-        )
+            addresses = [self._target.host]
+        else:
+            resolve = partial(network.settings.policy.resolve, self.delivery.request.url)
+            addresses = yield from self._look_up(network, self._target.host, resolve)
+        return (yield from self._connect(network, addresses))
+
+    def _reach_proxy(self, network: Network, proxy: Proxy) -> Generator[None, None, Connection]:
+        """
+        Reach the proxy in the target's place.
+
+        A proxy that can't be reached says nothing about the receiver, no more than a machine without descriptors
+        does: that is no attempt, and uses up no retry. Once it has been told the name it is one, whatever it does:
+        it may be the name that makes it stumble, and no callback may go round for ever.
+        """
+        network.settings.policy.check_target(self._target, is_looked_up=False)
+        try:
+            addresses = proxy.known_addresses(network.clock.monotonic())
+            if not addresses:
+                addresses = yield from self._look_up(network, proxy.host, partial(proxy.look_up, network.clock))
+            return (yield from self._connect(network, addresses, proxy.port))
+        except DeadlinePassed:
+            if self._ends_at == self.delivery.ends_at:
+                raise  # perhaps there was never enough time
+            fault = f"timeout, {self._stage.words}"
+        except _NoAnswer as error:
+            fault = error.detail
+        except OSError as error:
+            fault = detail_of(error)
+        proxy.forget()
+        raise _Unsendable(NotSentReason.LOCAL_FAULT, f"the proxy can't be reached: {fault}")
+
+    def _open_tunnel(self, connection: Connection, proxy: Proxy) -> Wait:
+        self._stage = _TUNNEL
+        tunnel = TunnelExchange()
+        try:
+            yield from self._talk(connection, tunnel, proxy.connect_request(self._target))
+        except OSError as error:
+            if error.errno in LOCAL_FAULTS:
+                raise
+            tunnel.give_up(self._stage.meaning, detail_of(error))
+        if (failure := tunnel.failure()) is not None:
+            raise _NoAnswer(*failure)
+
+    def _look_up(
+        self, network: Network, host: str, resolve: Callable[[], list[str]]
+    ) -> Generator[None, None, list[str]]:
+        look_up = LookUp(host, resolve, partial(network.resume, self))
         self._submit_look_up(network, look_up)
         try:
             yield
@@ -239,9 +292,22 @@ class Attempt:
         except RuntimeError as error:
             raise _Unsendable(NotSentReason.LOCAL_FAULT, "no thread for a look-up") from error
 
-    def _connect(self, network: Network, routes: Sequence[Route]) -> Generator[None, None, Connection]:
-        """Try the addresses one after the other. Each gets an equal share of the time that is left."""
-        self._stage = AttemptFailure.CONNECT
+    def _connect(
+        self, network: Network, addresses: Sequence[str], proxy_port: int | None = None
+    ) -> Generator[None, None, Connection]:
+        """Take a kept connection to one of the addresses, or try them one after the other."""
+        target = self._target
+        routes = [Route(target.scheme, target.host, target.port, one, proxy_port) for one in addresses[:_MAX_ADDRESSES]]
+        kept = network.kept.take(routes, network.clock.monotonic())
+        if kept is None:
+            return (yield from self._open(network, routes))
+        kept.user = self
+        self._connection = kept
+        return kept
+
+    def _open(self, network: Network, routes: Sequence[Route]) -> Generator[None, None, Connection]:
+        """Try the routes one after the other. Each gets an equal share of the time that is left."""
+        self._stage = _CONNECT
         now = network.clock.monotonic()
         ends_at = min(self._ends_at, now + network.settings.connect_seconds)
         details: dict[str, None] = {}
@@ -269,12 +335,15 @@ class Attempt:
         raise _NoAnswer(AttemptFailure.CONNECT, ", ".join(details))
 
     def _converse(self, network: Network, connection: Connection, exchange: Exchange) -> Wait:
-        self._stage = AttemptFailure.CONNECTION_LOST
+        self._stage = _EXCHANGE
         if network.clock.monotonic() > self.delivery.ends_at - _SMALLEST_USEFUL_SECONDS:
             raise _Unsendable(NotSentReason.TIME_IS_UP)
         # What is there before the request is no answer to it.
         self._receive(connection, exchange)
-        unsent = memoryview(self._request)
+        yield from self._talk(connection, exchange, self._request)
+
+    def _talk(self, connection: Connection, exchange: Exchange, request: bytes) -> Wait:
+        unsent = memoryview(request)
         while not exchange.is_over:
             if unsent:
                 unsent = self._send(connection, exchange, unsent)
@@ -288,11 +357,11 @@ class Attempt:
         try:
             sent = connection.send(unsent)
         except OSError:
-            if not self._has_begun_to_send:
+            if not exchange.has_begun:
                 raise
             # Who closes without reading on may have said why. What has come is still to be read.
             return unsent[len(unsent) :]
-        self._has_begun_to_send |= sent > 0
+        exchange.has_begun |= sent > 0
         if sent == len(unsent):
             exchange.request_written()
         return unsent[sent:]
@@ -325,7 +394,7 @@ class Attempt:
         # Also in the middle of an answer: TLS 1.3 refuses a client only after the client's handshake is over.
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             return AttemptFailure.TLS
-        return self._stage
+        return self._stage.meaning
 
     def _answer(self, network: Network, exchange: Exchange) -> Answer:
         reply = exchange.reply

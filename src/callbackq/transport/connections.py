@@ -25,13 +25,19 @@ class Route(NamedTuple):
     What a connection is good for.
 
     The host is part of it although the address is what is connected to: two names on one address may be two
-    receivers, and a TLS connection was verified for one of them only.
+    receivers, and a TLS connection was verified for one of them only. So nor do two hosts share a connection to a
+    proxy: an answer that it mixed up would be taken for another receiver's.
+
+    Attributes:
+        address: what is connected to: the host's, or a proxy's.
+        proxy_port: the proxy's; ``None`` without a proxy.
     """
 
     scheme: str
     host: str
     port: int
     address: str
+    proxy_port: int | None = None
 
 
 class Connection:
@@ -67,7 +73,7 @@ class Connection:
             # system does by default, only delays it.
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             try:
-                self._socket.connect((route.address, route.port))
+                self._socket.connect((route.address, route.port if route.proxy_port is None else route.proxy_port))
             except BlockingIOError:
                 pass
             # The socket object changes when TLS begins, its descriptor doesn't.
@@ -89,6 +95,11 @@ class Connection:
             raise OSError(error, "could not connect")
         if self._socket.getpeername()[0] != self.route.address:
             raise ConnectionError("connected to another address than the one that was checked")
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether TLS has been put on top."""
+        return isinstance(self._socket, ssl.SSLSocket)
 
     def start_tls(self, context: ssl.SSLContext) -> None:
         """Put TLS on top. The certificate must be the host's, whatever the address."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl
 import threading
@@ -26,9 +27,12 @@ from callbackq.transport.connections import KeptConnections
 from callbackq.transport.details import detail_of
 from callbackq.transport.loop import NetworkLoop
 from callbackq.transport.protocol import SupportsSubmit, Transport
+from callbackq.transport.proxy import Proxy, check_proxy
 from callbackq.transport.request import OrderHeaders, RequestWriter
 
 __all__ = ["HTTPTransport"]
+
+_log = logging.getLogger("callbackq.transport")
 
 _PUBLIC_INTERNET: Final = TargetPolicy()
 # How much longer than its deadline a blocking send waits before it no longer believes in its network thread.
@@ -49,13 +53,14 @@ class HTTPTransport(Transport, SupportsSubmit):
 
     The thread is started by the first attempt and ends with `close`. One object may be used from any number of
     threads, and after a fork in both processes: the child begins with no connections. What is under way in the
-    parent stays the parent's.
+    parent stays the parent's. With its first attempt in a process it says in the log what its policy opens
+    (WARNING), and through which proxy it sends (INFO).
 
     Args:
         target_policy: what may be reached. Asked at every attempt, also about a host that was reached before.
         deadline: the longest time one attempt takes.
         connect_timeout: the longest time to wait for a TCP connection, for all addresses of a host together. No more
-            than eight are tried.
+            than eight are tried. With a proxy: for the connection to it.
         signer: signs requests in the manner of Standard Webhooks: a `Signer` all of them, or a function from the
             `CallbackRequest` to the `Signer` of its receiver, or to ``None``, which sends no signature. The function is
             called at every attempt, in the dispatcher's thread, so it must answer from memory. When it, or a function
@@ -72,6 +77,14 @@ class HTTPTransport(Transport, SupportsSubmit):
             certificates and host names, and not go below TLS 1.2. The system's certificates by default.
         idle_timeout: how long to keep an unused connection. Zero keeps none, and asks receivers to close.
         max_connection_age: how long after its beginning a connection may still be used.
+        proxy: send everything through this forward proxy, ``http://host:port``: plain http by requests in absolute
+            form, https through tunnels (CONNECT), encrypted end to end. Then it is the proxy that looks up the
+            names of targets, so **it must judge their addresses**: *target_policy* still judges URL, port, name and
+            literal address, but what a name leads to it never sees, and its resolver is not asked. Local names must
+            be allowed by name. The proxy's own name is looked up by the system, and its address judged by nobody.
+            A proxy that can't be reached makes no attempt, so it uses up no retries; the dispatcher rests. A tunnel
+            that it refuses is a failed attempt. ``None`` sends directly; the environment is never asked.
+        proxy_credentials: user name and password for the proxy, sent to it in the clear (Basic), to nobody else.
         clock: for deadlines and timestamps. ``Delivery.ends_at`` is a reading of the same clock.
 
     Raises:
@@ -92,6 +105,8 @@ class HTTPTransport(Transport, SupportsSubmit):
         ssl_context: ssl.SSLContext | None = None,
         idle_timeout: timedelta = timedelta(seconds=4),
         max_connection_age: timedelta = timedelta(seconds=60),
+        proxy: str | None = None,
+        proxy_credentials: tuple[str, str] | None = None,
         clock: Clock | None = None,
     ) -> None:
         faults = [
@@ -103,18 +118,22 @@ class HTTPTransport(Transport, SupportsSubmit):
             *_check_user_agent(user_agent),
             *_check_ssl_context(ssl_context),
             *_check_signer(signer),
+            *check_proxy(proxy, proxy_credentials),
             *(() if clock is None else check_collaborator("clock", clock, "now", "monotonic")),
         ]
         if faults:
             raise InvalidRequestError(faults)
         self.deadline = deadline
         self._clock = SystemClock() if clock is None else clock
+        user_agent = f"callbackq/{version('callbackq')}" if user_agent is None else user_agent
+        through = None if proxy is None else Proxy(proxy, proxy_credentials, user_agent)
         self._writer = RequestWriter(
-            user_agent=f"callbackq/{version('callbackq')}" if user_agent is None else user_agent,
+            user_agent=user_agent,
             order_headers=order_headers,
             queue_key=queue_key,
             signer=signer,
             close=not idle_timeout,
+            proxy=through,
         )
         self._settings = AttemptSettings(
             policy=target_policy,
@@ -123,6 +142,7 @@ class HTTPTransport(Transport, SupportsSubmit):
             deadline_seconds=deadline.total_seconds(),
             connect_seconds=connect_timeout.total_seconds(),
             response_limit=response_limit,
+            proxy=through,
         )
         self._idle_seconds = idle_timeout.total_seconds()
         self._max_age_seconds = max_connection_age.total_seconds()
@@ -167,6 +187,8 @@ class HTTPTransport(Transport, SupportsSubmit):
             return
         attempt = Attempt(delivery, done, request=request, time=time, started=started)
         presence = self._presence()
+        if not presence.is_announced:
+            self._announce(presence)
         with presence.mutex:
             try:
                 if presence.loop is None or not presence.loop.submit(attempt):
@@ -232,6 +254,17 @@ class HTTPTransport(Transport, SupportsSubmit):
         failure = AttemptFailure.INTERNAL
         return Answer(status_code=0, time=time, duration=duration, failure=failure, detail=detail)
 
+    def _announce(self, presence: _Presence) -> None:
+        with presence.mutex:
+            if presence.is_announced:
+                return
+            presence.is_announced = True
+        # Not under the mutex: a handler of the host's may do anything.
+        if openings := self._settings.policy.openings():
+            _log.warning("callbacks may reach what is closed by default: %s", ", ".join(openings))
+        if (proxy := self._settings.proxy) is not None:
+            _log.info("callbacks go out through the proxy %s, whose task it is to judge their addresses", proxy.name)
+
     def _start_loop(self) -> NetworkLoop:
         kept = KeptConnections(idle_timeout=self._idle_seconds, max_age=self._max_age_seconds)
         loop = NetworkLoop(self._settings, kept, self._clock)
@@ -244,6 +277,7 @@ class _Presence:
     """A transport in one process."""
 
     loop: NetworkLoop | None = None
+    is_announced: bool = False
     # Held while a loop is started and handed over: without it two threads would start one each, or give an attempt to
     # one that is just being closed.
     mutex: threading.Lock = field(factory=threading.Lock)

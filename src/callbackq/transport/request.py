@@ -22,6 +22,7 @@ from callbackq.core.models import CallbackRequest
 from callbackq.core.url import Target
 from callbackq.errors import InvalidRequestError
 from callbackq.signing import Signer
+from callbackq.transport.proxy import Proxy
 
 __all__ = ["OrderHeaders", "RequestWriter", "Signing"]
 
@@ -47,6 +48,8 @@ class RequestWriter:
         queue_key: the key with which the queue is hashed.
         signer: makes the signatures.
         close: ask the receiver to close the connection after its answer.
+        proxy: gets plain http requests, in their absolute form (RFC 9112, section 3.2.2). What goes through a tunnel is
+            written as if it weren't there.
     """
 
     user_agent: str
@@ -54,6 +57,7 @@ class RequestWriter:
     queue_key: bytes
     signer: Signing
     close: bool
+    proxy: Proxy | None = None
 
     def write(self, delivery: Delivery, target: Target, now: datetime) -> bytes:
         """
@@ -72,12 +76,16 @@ class RequestWriter:
         headers |= request.post_data.headers
         headers |= self._identity(delivery, body or b"", now)
         headers |= self._order(delivery)
+        request_target = target.path_and_query
+        if self.proxy is not None and target.scheme == "http":
+            request_target = f"http://{headers['Host']}{request_target}"
+            headers |= self.proxy.headers
 
         # urllib3 checks method, path, names and values once more, and decides the framing.
         connection = HTTPConnection(target.host, target.port)
         written = _Written()
         connection.sock = written
-        connection.request(request.method, target.path_and_query, body=body, headers=headers)
+        connection.request(request.method, request_target, body=body, headers=headers)
         return b"".join(written.parts)
 
     def _identity(self, delivery: Delivery, body: bytes, now: datetime) -> dict[str, str]:
