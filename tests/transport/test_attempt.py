@@ -18,6 +18,7 @@ from callbackq.targets import TargetPolicy
 from callbackq.transport.attempt import Attempt, AttemptSettings, DeadlinePassed, Interrupted, Network
 from callbackq.transport.connections import KeptConnections, Route
 from callbackq.transport.deadlines import Deadlines
+from callbackq.transport.proxy import Proxy
 from callbackq.transport.resolver import ResolverPool
 from support.deliveries import make_delivery, seconds_from_now
 
@@ -46,6 +47,7 @@ class PaperConnection:
         before: bytes | None = None,
     ) -> None:
         self.route = Route("http", "127.0.0.1", 8000, "127.0.0.1")
+        self.is_encrypted = False
         self.user: object | None = None
         self.opened_at = self.idle_since = SystemClock().monotonic()
         self.sent = b""
@@ -77,7 +79,14 @@ class PaperConnection:
         self.is_closed = True
 
 
-def begin(connection: PaperConnection, *, ends_in: float = 60.0, deadline: float = 15.0) -> Attempt:
+def begin(
+    connection: PaperConnection,
+    *,
+    url: str = "http://127.0.0.1:8000/",
+    ends_in: float = 60.0,
+    deadline: float = 15.0,
+    proxy: Proxy | None = None,
+) -> Attempt:
     clock = SystemClock()
     kept = KeptConnections(idle_timeout=4.0, max_age=60.0)
     kept.keep(connection, clock.monotonic())  # type: ignore[arg-type]
@@ -89,6 +98,7 @@ def begin(connection: PaperConnection, *, ends_in: float = 60.0, deadline: float
             deadline_seconds=deadline,
             connect_seconds=5.0,
             response_limit=100,
+            proxy=proxy,
         ),
         clock=clock,
         selector=selectors.DefaultSelector(),
@@ -98,7 +108,7 @@ def begin(connection: PaperConnection, *, ends_in: float = 60.0, deadline: float
         resume=lambda attempt: None,
     )
     network.selector.close()  # nothing here may need it
-    delivery = make_delivery("http://127.0.0.1:8000/", ends_in=ends_in)
+    delivery = make_delivery(url, ends_in=ends_in)
     attempt = Attempt(
         delivery, lambda outcome: None, request=REQUEST, time=datetime.now(UTC), started=seconds_from_now(0)
     )
@@ -257,6 +267,52 @@ def test_machine_out_of_buffers_before_the_first_byte_is_a_local_fault(errno_nam
     connection = PaperConnection([OSError(getattr(errno, errno_name), "no")], [])
 
     assert outcome_of(begin(connection)) == NotSent(reason=NotSentReason.LOCAL_FAULT, detail=errno_name)
+
+
+def begin_tunnel(connection: PaperConnection) -> Attempt:
+    """An attempt that has reached the proxy and is about to ask it for a tunnel."""
+    connection.route = Route("https", "8.8.8.8", 443, "127.0.0.1", 3128)
+    return begin(connection, url="https://8.8.8.8/", proxy=Proxy("http://127.0.0.1:3128", None, "test"))
+
+
+def test_tunnel_is_asked_for_whole_in_whatever_pieces_the_system_takes_it() -> None:
+    connection = PaperConnection([3, 0, 999], [None, None, b"HTTP/1.1 403 No\r\n\r\n"])
+
+    outcome = outcome_of(begin_tunnel(connection))
+
+    assert status_and_failure(outcome) == (0, AttemptFailure.CONNECT)
+    assert connection.sent == b"CONNECT 8.8.8.8:443 HTTP/1.1\r\nHost: 8.8.8.8:443\r\nUser-Agent: test\r\n\r\n"
+    assert connection.is_closed
+
+
+def test_refusal_of_a_tunnel_is_still_read_when_asking_on_fails() -> None:
+    connection = PaperConnection([3, BrokenPipeError()], [None, b"HTTP/1.1 431 Too Large\r\n\r\n"])
+
+    outcome = outcome_of(begin_tunnel(connection))
+
+    assert isinstance(outcome, Answer)
+    assert (outcome.failure, outcome.detail) == (AttemptFailure.CONNECT, "the proxy refused the tunnel: 431")
+
+
+def test_machine_out_of_buffers_while_a_tunnel_is_asked_for_is_a_local_fault() -> None:
+    connection = PaperConnection([OSError(errno.ENOBUFS, "no")], [])
+
+    assert outcome_of(begin_tunnel(connection)) == NotSent(reason=NotSentReason.LOCAL_FAULT, detail="ENOBUFS")
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [(Interrupted(), NotSentReason.STOPPED), (DeadlinePassed(), NotSentReason.TIME_IS_UP)],
+    ids=["interruption", "end of the lock"],
+)
+def test_callback_of_which_only_the_proxy_has_heard_was_not_sent(end: Exception, reason: NotSentReason) -> None:
+    connection = PaperConnection([999], [None])
+    connection.route = Route("https", "8.8.8.8", 443, "127.0.0.1", 3128)
+    proxy = Proxy("http://127.0.0.1:3128", None, "test")
+
+    attempt = begin(connection, url="https://8.8.8.8/", proxy=proxy, ends_in=14.0)
+
+    assert outcome_of(attempt, steps=1, then=end) == NotSent(reason=reason)
 
 
 @pytest.mark.parametrize("fault", [MemoryError(), ValueError("anything")])

@@ -22,7 +22,9 @@ from callbackq.errors import InvalidRequestError
 from callbackq.events import EventKind
 from callbackq.signing import Signer, verify
 from callbackq.targets import TargetPolicy
+from callbackq.testing import FakeClock
 from callbackq.transport import HTTPTransport
+from callbackq.transport.proxy import Proxy
 from support.deliveries import Outcomes, make_delivery
 from support.dispatching import Witness
 from support.egress import connections_of_this_process
@@ -92,17 +94,24 @@ class SystemNames:
         self.addresses = ["127.0.0.1"]
         self.may_answer = threading.Event()
         self.may_answer.set()
+        self._changed = threading.Condition()
         self._system = socket.getaddrinfo
         monkeypatch.setattr(socket, "getaddrinfo", self._look_up)
 
     def _look_up(self, host: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
         if host != "proxy.internal":
             return self._system(host, port, *args, **kwargs)
-        self.asked.append(host)
+        with self._changed:
+            self.asked.append(host)
+            self._changed.notify_all()
         self.may_answer.wait(20)
         if self.fault is not None:
             raise self.fault
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in self.addresses]
+
+    def wait_for(self, count: int) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.asked) >= count, 10)
 
 
 @pytest.fixture
@@ -563,12 +572,36 @@ def test_proxy_is_looked_up_for_many_attempts_together(
 ) -> None:
     proxy, outcomes = receive(after_connect(OK)), Outcomes()
     transport = make_transport(target_policy=PUBLIC, proxy=named(proxy))
+    system_names.may_answer.clear()
 
     for number in range(100):
         transport.submit(make_delivery(f"http://n{number}.example/"), outcomes)
+    system_names.wait_for(2)
+    system_names.may_answer.set()
 
     assert {answer.status_code for answer in outcomes.answers(100)} == {200}
-    assert len(system_names.asked) <= 2, "one for each of the threads that a name may have"
+    assert len(system_names.asked) == 2, "one for each of the threads that a name may have"
+
+
+def test_where_a_proxy_is_is_remembered_for_ten_seconds(system_names: SystemNames) -> None:
+    proxy, clock = Proxy("http://proxy.internal:3128", None, "test"), FakeClock()
+    system_names.addresses = ["127.0.0.1", "127.0.0.2", "127.0.0.1"]
+
+    found = proxy.look_up(clock)
+    clock.advance(9.9)
+    remembered = proxy.known_addresses(clock.monotonic())
+    clock.advance(0.2)
+
+    assert found == remembered == ["127.0.0.1", "127.0.0.2"]
+    assert proxy.known_addresses(clock.monotonic()) == []
+
+
+def test_proxy_by_address_takes_no_look_up_and_no_thread_for_one(receive: Receive, through: MakeTransport) -> None:
+    before = set(threading.enumerate())
+
+    answer_of(through(receive(after_connect(OK))), "http://a.example/")
+
+    assert not [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("callbackq-dns")]
 
 
 def test_proxy_that_has_moved_is_looked_up_again_after_one_fault(
