@@ -122,21 +122,21 @@ def test_five_hundred_slow_requests_take_one_thread(receive: Receive, transport:
     with socket.create_server(("127.0.0.1", 0), backlog=count) as listener:
         listener.settimeout(10)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        before = threading.active_count()
+        before = set(threading.enumerate())
 
         for _ in range(count):
             transport.submit(make_delivery(url), outcomes)
         connections = [listener.accept()[0] for _ in range(count)]
         for connection in connections:
             connection.recv(65536)
-        during = threading.active_count()
+        started = set(threading.enumerate()) - before
         for connection in connections:
             connection.sendall(OK)
 
         assert {answer.status_code for answer in outcomes.answers(count)} == {200}
         for connection in connections:
             connection.close()
-    assert during == before + 1
+    assert [thread.name for thread in started] == ["callbackq-network"]
 
 
 def test_callback_that_raises_takes_no_other_along(
