@@ -104,6 +104,27 @@ def test_hosts_with_several_look_ups_leave_half_of_the_threads_to_others(pool: R
         one.let_go.set()
 
 
+def test_forty_seven_hanging_names_stop_nobody_and_forty_eight_do_as_the_documentation_says(pool: ResolverPool) -> None:
+    held = begin(pool, *(f"hang{number // 2}" for number in range(32)))
+    assert all(one.began.wait(10) for one in held)
+    held += begin(pool, *(f"hang{number}" for number in range(16, 47)))
+    assert all(one.began.wait(10) for one in held)
+    assert len({one.look_up.host for one in held}) == 47
+
+    [innocent] = begin(pool, "innocent")
+
+    assert innocent.began.wait(10)
+    innocent.let_go.set()
+    assert innocent.found.wait(10)
+    [last] = begin(pool, "hang47")
+    assert last.began.wait(10)
+    [stopped] = begin(pool, "innocent")
+    assert pool.give_up(stopped.look_up)
+    assert not stopped.began.is_set()
+    for one in (*held, last):
+        one.let_go.set()
+
+
 def test_thread_with_nothing_to_do_ends_and_the_next_look_up_gets_another() -> None:
     threads: list[threading.Thread] = []
     pool = ResolverPool(rest=0.0)
