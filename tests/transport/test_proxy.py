@@ -607,8 +607,7 @@ def test_proxy_by_address_takes_no_look_up_and_no_thread_for_one(receive: Receiv
 def test_proxy_that_has_moved_is_looked_up_again_after_one_fault(
     receive: Receive, make_transport: MakeTransport, system_names: SystemNames
 ) -> None:
-    proxy = receive(after_connect(OK, then=lambda conversation: None))
-    transport = make_transport(target_policy=PUBLIC, proxy=named(proxy))
+    transport = make_transport(target_policy=PUBLIC, proxy=named(receive()))
     system_names.addresses = ["127.0.0.2"]  # nobody listens there
 
     assert unreachable(transport) == "ECONNREFUSED"
