@@ -36,6 +36,7 @@ RANKS = {
     "signing": 5,
     "dataaccess": 6,
     "events": 6,
+    "faultlog": 6,
     "notifier": 6,
     "targets": 6,
     "transport": 7,

@@ -27,6 +27,7 @@ from callbackq.dataaccess import DataAccess, SupportsNotifications
 from callbackq.engine import Engine
 from callbackq.errors import DispatcherStateError, InvalidRequestError
 from callbackq.events import EventKind, LoggingObserver, Observer
+from callbackq.faultlog import log_fault
 from callbackq.notifier import Notifier
 from callbackq.outbox import Outbox
 from callbackq.reporting import Reporter
@@ -405,7 +406,7 @@ class Dispatcher:
             # deliveries while the process looks healthy. In the host's own thread the host's exceptions pass.
             if not isinstance(error, Exception) and not life.is_own_thread:
                 raise
-            _log.exception("a dispatcher's step failed; going on")
+            log_fault(_log, "a dispatcher's step failed; going on", error)
             life.ended.wait(min(self._settings.poll_interval.total_seconds(), longest, _FAULT_REST_SECONDS))
 
     def _end(self, life: _Life) -> None:
@@ -420,9 +421,9 @@ class Dispatcher:
             for step in (life.unsubscribe, *self._closings(life)):
                 try:
                     step()
-                except Exception:
+                except Exception as error:
                     # A collaborator of the host's. What it leaves behind must not keep this life from ending.
-                    _log.exception("a dispatcher could not put everything away")
+                    log_fault(_log, "a dispatcher could not put everything away", error)
             self._reporter.dispatcher(EventKind.STOPPED)
         finally:
             self._life = None

@@ -18,6 +18,7 @@ from callbackq.core.models import AttemptFailure, CallbackAttempt, CallbackState
 from callbackq.core.retry import parse_retry_after
 from callbackq.core.verdict import ResponsePolicy, Verdict
 from callbackq.dataaccess import Acquired
+from callbackq.faultlog import log_fault
 from callbackq.settings import Settings
 
 __all__ = ["Judge"]
@@ -51,7 +52,7 @@ class Judge:
             detail = f"no answer but a {type(outcome).__name__}"
         except Exception as error:
             # The models refuse it (a naive time, say). The callback was sent all the same, so this is an attempt.
-            _log.exception("the transport returned an answer that can't be recorded")
+            log_fault(_log, "the transport returned an answer that can't be recorded", error)
             detail = type(error).__name__
         return self.no_answer(AttemptFailure.INTERNAL, detail), None
 
@@ -111,7 +112,7 @@ class Judge:
     def _verdict(self, status_code: int) -> Verdict:
         try:
             return self._settings.response_policy.judge(status_code)
-        except Exception:
+        except Exception as error:
             # A policy of the host's. Its fault must neither lose the answer nor look like one of the store.
-            _log.exception("the response policy raised; the answer is judged by the default policy")
+            log_fault(_log, "the response policy raised; the answer is judged by the default policy", error)
             return ResponsePolicy().judge(status_code)

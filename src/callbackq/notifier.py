@@ -222,9 +222,12 @@ class SMTPNotifier:
         try:
             retrying(self._converse, line, address, message)
         except (OSError, ValueError) as error:
-            # smtplib's, ssl's and those of a reply that can't be decoded. Without the cause: servers like to repeat
-            # the address, and a traceback would print it.
-            raise _explained(error) from None
+            # smtplib's, ssl's and those of a reply that can't be decoded.
+            explained = _explained(error)
+        else:
+            return
+        # Raised out here, it has no context: servers like to repeat the address, and that would hold it.
+        raise explained
 
     def _converse(self, line: _Line, address: str, message: bytes) -> None:
         with ExitStack() as opened:

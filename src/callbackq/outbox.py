@@ -15,7 +15,6 @@ import logging
 import os
 import random as chance
 import threading
-import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Final, Protocol
@@ -32,6 +31,7 @@ from callbackq.errors import (
     NotificationError,
     TransientDataAccessError,
 )
+from callbackq.faultlog import in_words
 from callbackq.notifier import Notifier
 
 __all__ = ["Outbox", "OutboxStore"]
@@ -141,7 +141,7 @@ class Outbox:
                     # A slow store, or a machine that slept. Others may have taken over, or will after the lease.
                     return
                 self._notifier.notify(status)
-                _log.info("the e-mail about callback %r was accepted", notification.callback_id)
+                _log.info("the e-mail about callback %a was accepted", notification.callback_id)
         except TransientDataAccessError:
             # The store's fault, not the mail server's: no try of the e-mail's. Its lease ends by itself.
             raise
@@ -154,7 +154,7 @@ class Outbox:
         try:
             return self._data_access.get_callback_status(id)
         except CallbackNotFoundError:
-            _log.info("callback %r is gone, and with it the e-mail about it", id)
+            _log.info("callback %a is gone, and with it the e-mail about it", id)
             return None
 
     def _after_failure(self, notification: Notification, error: Exception) -> timedelta | None:
@@ -163,9 +163,9 @@ class Outbox:
         retry_in = None if is_permanent else delay_before_retry(_RETRY_PHASES, tries)
         id, words = notification.callback_id, _in_words(error)
         if retry_in is None:
-            _log.error("the e-mail about callback %r is given up after try %d: %s", id, tries, words)
+            _log.error("the e-mail about callback %a is given up after try %d: %s", id, tries, words)
         else:
-            _log.warning("the e-mail about callback %r failed, try %d: %s; next in %s", id, tries, words, retry_in)
+            _log.warning("the e-mail about callback %a failed, try %d: %s; next in %s", id, tries, words, retry_in)
         return retry_in
 
     # The thread.
@@ -260,7 +260,4 @@ def _check_durations(lock_timeout: timedelta, poll_interval: timedelta, deadline
 
 def _in_words(error: BaseException) -> str:
     """Say what was raised without quoting what isn't ours: the text of a mail library's error names addresses."""
-    if isinstance(error, CallbackqError):
-        return repr(str(error))
-    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
-    return f"{type(error).__name__} at {frame.f_code.co_filename}:{line}"
+    return ascii(str(error)) if isinstance(error, CallbackqError) else in_words(error)

@@ -20,6 +20,7 @@ from callbackq.core.models import (
     CallbackStatus,
     RetryPhase,
 )
+from callbackq.core.validation import header_path
 
 CANARY = "canary7331"
 
@@ -86,7 +87,7 @@ def path_of(place: Place) -> str:
     path = ""
     for above, step in zip((None, *place), place, strict=False):
         if isinstance(step, int) or above == "headers":
-            path += f"[{step[:64]!a}]" if isinstance(step, str) else f"[{step}]"
+            path += header_path(step) if isinstance(step, str) else f"[{step}]"
         else:
             path += f".{step}"
     return path.removeprefix(".")
@@ -266,11 +267,12 @@ def one_missing_or_unknown_key() -> Iterator[Malformed]:
         yield Malformed(f"unknown {path_of(place)}", CallbackRequest, document, [path_of(place)])
     for key, shown in (
         ("", "['']"),
-        ("py/object", "['py/object']"),
-        ("a\r\nb", r"['a\r\nb']"),
-        ("ä\x1b[31m", r"['\xe4\x1b[31m']"),
-        ("x\ud800", r"['x\ud800']"),
-        ("k" * 70, f"['{'k' * 64}']"),
+        (f"Authorization: Bearer {CANARY}", "['Authorization'...]"),
+        ("py/object", "['py'...]"),
+        ("a\r\nb", "['a'...]"),
+        ("ä\x1b[31m", "[''...]"),
+        ("x\ud800", "['x'...]"),
+        ("k" * 70, f"['{'k' * 64}'...]"),
     ):
         yield Malformed(f"unknown {key!a}", CallbackRequest, json.dumps(REQUEST | {key: CANARY}), [shown])
 

@@ -135,7 +135,7 @@ def test_every_faulty_header_is_named_once_for_name_and_once_for_value() -> None
 
     faults = [path for path, _ in v.check_request_headers(headers)]
 
-    assert faults == ["['Host']", "['Host']", "['X']", "['X']", "['a b']", "", "['y']", r"['\r\n']", r"['\r\n']"]
+    assert faults == ["['Host']", "['Host']", "['X']", "['X']", "['a'...]", "", "['y']", "[''...]", "[''...]"]
 
 
 @pytest.mark.parametrize(
@@ -143,13 +143,14 @@ def test_every_faulty_header_is_named_once_for_name_and_once_for_value() -> None
     [
         ("X-A", "['X-A']"),
         ("it's", '["it\'s"]'),
-        ("a\r\nb\x00\x1b", r"['a\r\nb\x00\x1b']"),
-        ("\u202eä🎈", r"['\u202e\xe4\U0001f388']"),
-        ("\ud800", r"['\ud800']"),
-        ("n" * 1000, f"['{'n' * 64}']"),
+        ("Authorization: Bearer c4n4ry", "['Authorization'...]"),
+        ("a\r\nb\x00\x1b", "['a'...]"),
+        ("\u202eä🎈", "[''...]"),
+        ("\ud800", "[''...]"),
+        ("n" * 1000, f"['{'n' * 64}'...]"),
     ],
 )
-def test_a_header_name_is_shown_escaped_and_cut(name: str, path: str) -> None:
+def test_a_header_name_is_shown_as_far_as_it_can_be_one(name: str, path: str) -> None:
     assert v.header_path(name) == path
     assert [place for place, _ in v.check_headers({name: 5})] == [path]
 

@@ -97,11 +97,11 @@ class NotSent:
 
     Attributes:
         reason: why.
-        detail: words for the log; no URL, header or body.
+        detail: words for the log, kept to the rules of `Answer.detail`.
     """
 
     reason: NotSentReason
-    detail: str = ""
+    detail: str = field(default="", converter=_fit_for_a_record)
 
 
 Outcome = Answer | NotSent

@@ -65,7 +65,7 @@ class Reply:
 
     status_code: int = 0
     headers: Headers = field(factory=Headers)
-    body: bytes | None = None
+    body: bytes | None = field(default=None, repr=False)
     failure: AttemptFailure | None = None
     truncated: bool = False
     detail: str = ""

@@ -65,6 +65,7 @@ MAX_BODY_BYTES: Final = 1024 * 1024
 MAX_HEADERS: Final = 100
 MAX_HEADER_NAME: Final = 256
 MAX_HEADER_VALUE: Final = 8 * 1024
+_MAX_SHOWN_NAME: Final = 64
 MAX_HEADERS_TOTAL: Final = 64 * 1024
 MAX_PHASES: Final = 100
 MAX_RETRIES: Final = 10_000
@@ -223,8 +224,14 @@ def check_request_headers(value: object) -> Iterator[Fault]:
 
 
 def header_path(name: str) -> str:
-    """A header's place in a fault, safe to log whatever the name holds."""
-    return f"[{name[:64]!a}]"
+    """
+    A header's place in a fault, safe to log whatever the name holds.
+
+    Shown as far as it can be a name: a whole line given as one, ``Authorization: Bearer …``, goes on with a secret.
+    """
+    start = _TOKEN.match(name[:_MAX_SHOWN_NAME])
+    shown = start[0] if start else ""
+    return f"[{shown!a}]" if shown == name else f"[{shown!a}...]"
 
 
 def check_retries(value: object) -> Iterator[Fault]:

@@ -12,7 +12,6 @@ import errno
 import logging
 import selectors
 import ssl
-import traceback
 from collections.abc import Callable, Generator, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -27,6 +26,7 @@ from callbackq.core.models import AttemptFailure, CallbackData
 from callbackq.core.tunnel import TunnelExchange
 from callbackq.core.url import Target
 from callbackq.errors import TargetNotAllowedError
+from callbackq.faultlog import log_fault
 from callbackq.targets import TargetPolicy
 from callbackq.transport.connections import Connection, KeptConnections, Route
 from callbackq.transport.deadlines import Deadlines
@@ -34,7 +34,7 @@ from callbackq.transport.details import detail_of
 from callbackq.transport.proxy import Proxy
 from callbackq.transport.resolver import LookUp, ResolverPool
 
-__all__ = ["LOCAL_FAULTS", "Attempt", "AttemptSettings", "DeadlinePassed", "Interrupted", "Network", "log_fault"]
+__all__ = ["LOCAL_FAULTS", "Attempt", "AttemptSettings", "DeadlinePassed", "Interrupted", "Network"]
 
 _log = logging.getLogger("callbackq.transport")
 
@@ -191,7 +191,7 @@ class Attempt:
             exchange.give_up(self._meaning_of(error), detail_of(error))
         except Exception as error:
             # A bug here, or in the host's resolver: this attempt fails, the others go on.
-            log_fault("an attempt failed", error)
+            log_fault(_log, "an attempt failed", error)
             exchange.give_up(AttemptFailure.INTERNAL, detail_of(error))
         finally:
             self._leave(network, exchange)
@@ -383,7 +383,7 @@ class Attempt:
             self._disconnect()
         except Exception as error:
             # The answer stands, whatever is wrong with the connection now.
-            log_fault("a connection could not be put away", error)
+            log_fault(_log, "a connection could not be put away", error)
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -410,9 +410,3 @@ class Attempt:
 
     def _duration(self, network: Network) -> timedelta:
         return timedelta(seconds=max(0.0, network.clock.monotonic() - self._started))
-
-
-def log_fault(what: str, error: BaseException) -> None:
-    """Log a fault of ours or of a hook: where it happened, and its type. Its text may quote a header or a body."""
-    places = "".join(traceback.format_tb(error.__traceback__))
-    _log.error("%s: %s at\n%s", what, type(error).__name__, places)

@@ -19,10 +19,11 @@ from callbackq.core.delivery import Answer, Delivery, NotSent, NotSentReason, Ou
 from callbackq.core.models import AttemptFailure, CallbackRequest
 from callbackq.core.validation import Fault, check_request_headers
 from callbackq.errors import InvalidRequestError
+from callbackq.faultlog import log_fault
 from callbackq.settings import check_collaborator
 from callbackq.signing import Signer
 from callbackq.targets import TargetPolicy
-from callbackq.transport.attempt import LOCAL_FAULTS, Attempt, AttemptSettings, log_fault
+from callbackq.transport.attempt import LOCAL_FAULTS, Attempt, AttemptSettings
 from callbackq.transport.connections import KeptConnections
 from callbackq.transport.details import detail_of
 from callbackq.transport.loop import NetworkLoop
@@ -246,7 +247,7 @@ class HTTPTransport(Transport, SupportsSubmit):
         is_out_of_reach = isinstance(error, ConnectionError | TimeoutError)
         if is_out_of_reach or (isinstance(error, OSError) and error.errno in LOCAL_FAULTS):
             return NotSent(reason=NotSentReason.LOCAL_FAULT, detail=f"no secrets: {detail_of(error)}")
-        log_fault("a request could not be signed", error)
+        log_fault(_log, "a request could not be signed", error)
         return self._internal(detail_of(error), time, started)
 
     def _internal(self, detail: str, time: datetime, started: float) -> Answer:

@@ -8,6 +8,7 @@ is locked.
 
 from __future__ import annotations
 
+import logging
 import selectors
 import socket
 import threading
@@ -18,12 +19,15 @@ from typing import Final
 
 from callbackq.clock import Clock
 from callbackq.core.delivery import Delivery, NotSent, NotSentReason, Outcome
-from callbackq.transport.attempt import Attempt, AttemptSettings, DeadlinePassed, Interrupted, Network, log_fault
+from callbackq.faultlog import log_fault
+from callbackq.transport.attempt import Attempt, AttemptSettings, DeadlinePassed, Interrupted, Network
 from callbackq.transport.connections import Connection, KeptConnections
 from callbackq.transport.deadlines import Deadlines
 from callbackq.transport.resolver import ResolverPool
 
 __all__ = ["NetworkLoop"]
+
+_log = logging.getLogger("callbackq.transport")
 
 # A thread that nobody has used for so long ends; the next attempt starts another. So a transport that was forgotten
 # without being closed costs nothing.
@@ -146,7 +150,7 @@ class NetworkLoop:
         except Exception as error:
             # Nothing an attempt does comes here. It is the selector that broke, for example because the host closed
             # all descriptors; the next attempt gets a new thread with a new one.
-            log_fault("the network thread failed", error)
+            log_fault(_log, "the network thread failed", error)
         finally:
             self._end()
 
@@ -218,7 +222,7 @@ class NetworkLoop:
             outcome: Outcome = end.value
         except Exception as error:
             # The last line: whatever happened, somebody waits for an outcome, and the thread for the next attempt.
-            log_fault("an attempt broke", error)
+            log_fault(_log, "an attempt broke", error)
             outcome = attempt.broken(error)
         else:
             return
@@ -240,7 +244,7 @@ class NetworkLoop:
                 attempt.done(outcome)
             except BaseException as error:
                 # Somebody else's code, which may even call sys.exit(); the outcomes of others are still to be told.
-                log_fault("a callback of the transport raised", error)
+                log_fault(_log, "a callback of the transport raised", error)
 
     def _end(self) -> None:
         with self._mutex:

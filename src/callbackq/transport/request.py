@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Final, Literal
 from urllib.parse import quote
 
-from attrs import frozen
+from attrs import field, frozen
 from urllib3.connection import HTTPConnection
 
 from callbackq.core.delivery import Delivery
@@ -54,8 +54,8 @@ class RequestWriter:
 
     user_agent: str
     order_headers: OrderHeaders
-    queue_key: bytes
-    signer: Signing
+    queue_key: bytes = field(repr=False)
+    signer: Signing = field(repr=False)
     close: bool
     proxy: Proxy | None = None
 

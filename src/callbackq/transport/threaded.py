@@ -12,6 +12,7 @@ from typing import Final
 from callbackq.clock import Clock
 from callbackq.core.delivery import Answer, Delivery, NotSent, NotSentReason, Outcome
 from callbackq.core.models import AttemptFailure
+from callbackq.faultlog import log_fault
 from callbackq.transport.details import detail_of
 from callbackq.transport.protocol import Transport
 
@@ -100,7 +101,7 @@ class ThreadedSender:
         except BaseException as error:
             # A user's transport may raise anything, the end of the program included; its thread and the callback must
             # survive that.
-            _log.exception("a transport raised instead of returning an answer")
+            log_fault(_log, "a transport raised instead of returning an answer", error)
             return Answer(
                 status_code=0,
                 time=self._clock.now(),

@@ -55,6 +55,9 @@ STATES: Final = (
 )
 WAITING, LOCKED = 0, 1
 
+# What rows that make no sense lead to. InvalidRequestError is a ValueError; JSON that is nothing but brackets recurses.
+_UNREADABLE: Final = (ValueError, TypeError, OverflowError, RecursionError)
+
 
 def code_of(state: CallbackState) -> int:
     """The number that stands for a state in the database."""
@@ -128,7 +131,7 @@ def read_request(row: Row) -> CallbackRequest | None:
             notification_email_address=email_address,
             on_exhausted=on_exhausted,
         )
-    except (ValueError, TypeError, OverflowError):  # InvalidRequestError is a ValueError
+    except _UNREADABLE:
         return None
 
 
@@ -166,32 +169,39 @@ def read_status(row: Row, history: Iterable[Row]) -> CallbackStatus:
     Raises:
         DataAccessError: a part of it can't be read.
     """
-    id, sequence, state, due, token, acquired, machine, failed_reason, blocked_by, queue_id, *rest = row
+    id, queue_id, rest = row[0], row[9], row[10:]
     request = read_request((queue_id, *rest))
     if request is None:
         raise DataAccessError(f"the stored request of callback {id!r} can't be read; the callback will fail by itself")
-    attempts, locks = [], []
     try:
-        for entry in history:
-            locks.append(_read_lock(entry))
-            if entry[6] is not None:
-                attempts.append(_read_attempt(entry))
-        if state == LOCKED:
-            locks.append(_live_lock(token, acquired, due, machine))
-        return CallbackStatus(
-            id=id,
-            request=request,
-            attempts=tuple(attempts),
-            locks=tuple(locks),
-            state=STATES[state],
-            queue_id=queue_id or "",
-            sequence=sequence,
-            next_attempt_at=instant(due) if state == WAITING else None,
-            failed_reason=FailedReason(failed_reason) if failed_reason else None,
-            blocked_by=blocked_by,
-        )
-    except (ValueError, TypeError, OverflowError, LookupError) as error:
-        raise DataAccessError(f"the stored record of callback {id!r} can't be read") from error
+        return _build_status(row, request, history)
+    except (*_UNREADABLE, LookupError) as error:
+        kind = type(error).__name__
+    # Raised out here, the error has no context: "'…' is not a valid FailedReason" quotes the row.
+    raise DataAccessError(f"the stored record of callback {id!r} can't be read ({kind})")
+
+
+def _build_status(row: Row, request: CallbackRequest, history: Iterable[Row]) -> CallbackStatus:
+    id, sequence, state, due, token, acquired, machine, failed_reason, blocked_by, queue_id, *_ = row
+    attempts, locks = [], []
+    for entry in history:
+        locks.append(_read_lock(entry))
+        if entry[6] is not None:
+            attempts.append(_read_attempt(entry))
+    if state == LOCKED:
+        locks.append(_live_lock(token, acquired, due, machine))
+    return CallbackStatus(
+        id=id,
+        request=request,
+        attempts=tuple(attempts),
+        locks=tuple(locks),
+        state=STATES[state],
+        queue_id=queue_id or "",
+        sequence=sequence,
+        next_attempt_at=instant(due) if state == WAITING else None,
+        failed_reason=FailedReason(failed_reason) if failed_reason else None,
+        blocked_by=blocked_by,
+    )
 
 
 def _live_lock(token: int, acquired_us: int, due_us: int, machine: str) -> CallbackLock:
