@@ -224,7 +224,7 @@ class JSONFileDataAccess(DataAccess):
                 )
         return acquired
 
-    def release_lock(self, acquired: Acquired, *, delay: timedelta = timedelta(0)) -> None:
+    def release_lock(self, acquired: Acquired, *, delay: timedelta = timedelta(0)) -> Transition:
         check_arguments(delay=delay)
         with self._document() as document:
             entry = document.find_by_lock(acquired)
@@ -232,7 +232,7 @@ class JSONFileDataAccess(DataAccess):
                 raise LockLostError(acquired.id, acquired.lock.token)
             now = self._now(document)
             entry.end_lock(now, completed=True)
-            entry.follow(Transition(state=CallbackState.WAITING, delay=delay), now)
+            return entry.follow(Transition(state=CallbackState.WAITING, delay=delay), now)
 
     def record_attempt(self, acquired: Acquired, attempt: CallbackAttempt | None, transition: Transition) -> Transition:
         token = acquired.lock.token

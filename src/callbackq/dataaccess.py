@@ -16,7 +16,7 @@ from os import PathLike, fspath
 from types import MappingProxyType, TracebackType
 from typing import Final, Literal, Protocol, Self, runtime_checkable
 
-from attrs import frozen
+from attrs import field, frozen
 
 from callbackq.core.lifecycle import Action, Transition
 from callbackq.core.models import CallbackAttempt, CallbackLock, CallbackRequest, CallbackState, CallbackStatus
@@ -110,7 +110,8 @@ class DataAccess(Protocol):
 
     All methods may raise `DataAccessError`, and nothing else that isn't named: a driver's exception is its
     ``__cause__``. `TransientDataAccessError` means that nothing was written. After a fault the same object
-    works again once the backend does.
+    works again once the backend does. The texts of these errors are logged, so they must quote no values of a
+    callback and no password of a connection; of the driver's exception the log names the type only.
 
     Attributes:
         durability: what a stored callback survives.
@@ -200,13 +201,16 @@ class DataAccess(Protocol):
         ...
 
     @abstractmethod
-    def release_lock(self, acquired: Acquired, *, delay: timedelta = timedelta(0)) -> None:
+    def release_lock(self, acquired: Acquired, *, delay: timedelta = timedelta(0)) -> Transition:
         """
         Give a lock back unused.
 
         In one step the lock ends (completed), the callback is WAITING and due *delay* from now; no attempt is
         recorded, and its count of abandoned locks in a row stays. What was asked or learnt in the meantime
         applies: the state is that of ``settle(Transition(state=WAITING), …)``.
+
+        Returns:
+            The transition as it was settled and written.
 
         Raises:
             LockLostError: a later lock exists, or the callback is no longer LOCKED; nothing was changed.
@@ -316,13 +320,23 @@ class DataAccess(Protocol):
 
         return [record(one) for one in records]
 
-    def release_locks(self, locks: Sequence[tuple[Acquired, timedelta]]) -> None:
-        """Give several locks back, each with its delay. Locks that were lost meanwhile are passed over."""
-        for acquired, delay in locks:
+    def release_locks(self, locks: Sequence[tuple[Acquired, timedelta]]) -> list[Transition | LockLostError]:
+        """
+        Give several locks back, each with its delay.
+
+        A store may write them in one transaction.
+
+        Returns:
+            For each what `release_lock` returns, or the error that says that it had been lost.
+        """
+
+        def release(acquired: Acquired, delay: timedelta) -> Transition | LockLostError:
             try:
-                self.release_lock(acquired, delay=delay)
-            except LockLostError:
-                continue
+                return self.release_lock(acquired, delay=delay)
+            except LockLostError as lost:
+                return lost
+
+        return [release(acquired, delay) for acquired, delay in locks]
 
     def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
         """
@@ -353,13 +367,13 @@ class Notification:
 
     Attributes:
         callback_id: the callback that failed.
-        email_address: whom to tell.
+        email_address: whom to tell. Not shown by repr.
         tries: tries made before this one.
         token: identifies the lease.
     """
 
     callback_id: str
-    email_address: str
+    email_address: str = field(repr=False)
     tries: int
     token: int
 

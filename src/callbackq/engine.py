@@ -28,6 +28,7 @@ from callbackq.core.models import AttemptFailure
 from callbackq.core.planning import backoff, margin_of, plan
 from callbackq.dataaccess import Acquired, DataAccess
 from callbackq.events import EventKind
+from callbackq.faultlog import log_fault
 from callbackq.judging import Judge
 from callbackq.recorder import Recorder, Slot
 from callbackq.reporting import Reporter
@@ -165,9 +166,10 @@ class Engine:
         self._writing.until = self._clock.monotonic()
         try:
             self.sender.interrupt([slot.delivery for slot in self._slots.values() if slot.delivery is not None])
-        except Exception:
+        except Exception as error:
             # A user's transport; the stop must go on without it.
-            _log.exception("the transport raised on interrupt; what it has under way is left to its locks' timeouts")
+            what = "the transport raised on interrupt; what it has under way is left to its locks' timeouts"
+            log_fault(_log, what, error)
 
     # Outcomes coming in.
 
@@ -236,6 +238,8 @@ class Engine:
         self._take_all()
         fresh, renewed = [], []
         for one in acquired:
+            if one.abandoned:
+                self._tell_if_just_abandoned(one)
             self._reporter.callback(EventKind.LOCKED, one)
             slot = self._slots.get(one.id)
             if slot is not None and self._is_still_the_same_attempt(slot, one):
@@ -255,6 +259,16 @@ class Engine:
         self.polled_at = self._clock.monotonic()
         if len(acquired) < limit:
             self._look_at = self._clock.monotonic() + self._seconds_to_next_due()
+
+    def _tell_if_just_abandoned(self, acquired: Acquired) -> None:
+        # The count alone doesn't say whether it rose just now: it stays when a lock is given back unused.
+        try:
+            before = self._data_access.get_callback_status(acquired.id).locks[-2]
+        except Exception:
+            # A record that can't be read, or a store that fails right now. The takeover goes on all the same.
+            return
+        if not before.completed:
+            self._reporter.callback(EventKind.ABANDONED, acquired, abandoned_by=before.machine_name)
 
     @staticmethod
     def _is_still_the_same_attempt(slot: Slot, acquired: Acquired) -> bool:
@@ -281,9 +295,9 @@ class Engine:
         slot = self._slots[acquired.id] = Slot(acquired=acquired)
         try:
             self._begin(slot, ends_at)
-        except Exception:
+        except Exception as error:
             # A row that was damaged by hand, say. The others that were acquired with it must not suffer.
-            _log.exception("callback %a can't be sent", acquired.id)
+            log_fault(_log, f"callback {acquired.id!a} can't be sent", error)
             slot.delivery = None
             slot.ends_unsent = self._judge.undecodable(acquired)
             self.recorder.record(slot)
@@ -327,7 +341,7 @@ class Engine:
             self.sender.submit(delivery, lambda outcome: self.inbox.put((slot, delivery, outcome)))
         except Exception as error:
             # A user's transport; the callback must not stay locked without anybody working on it.
-            _log.exception("the transport raised on submit")
+            log_fault(_log, "the transport raised on submit", error)
             no_answer = self._judge.no_answer(AttemptFailure.INTERNAL, type(error).__name__)
             self.inbox.put((slot, delivery, no_answer))
 
@@ -350,7 +364,7 @@ class Engine:
             rest.begin(self._clock.monotonic(), self._random())
             if not was_failing:
                 # Told once until all is well again, whatever the number of tries: an outage must not flood the log.
-                _log.error("the store failed; trying again with growing rests", exc_info=error)
+                log_fault(_log, "the store failed; trying again with growing rests", error)
                 self._reporter.dispatcher(EventKind.STORE_FAILED, type(error).__name__)
         else:
             # A good write among bad ones is no recovery yet.

@@ -23,6 +23,11 @@ __all__ = ["EventKind", "LoggingObserver", "ObservedEvent", "Observer"]
 class EventKind(Enum):
     """What happened. Those up to LOCK_LOST speak of one callback, the others of the dispatcher."""
 
+    ABANDONED = "abandoned"
+    """
+    The lock before timed out without a result: its dispatcher died, froze, or lost its store. Told before LOCKED, by
+    the dispatcher that takes over, so that the log names a request which kills its dispatchers before it does so again.
+    """
     LOCKED = "locked"
     RETRY_SCHEDULED = "retry scheduled"
     SUCCEEDED = "succeeded"
@@ -31,9 +36,9 @@ class EventKind(Enum):
     INTERRUPTED = "interrupted"
     """The attempt was ended by a stop; the callback is WAITING and due, its retries untouched."""
     RELEASED = "released"
-    """The lock was given back unused; the callback is WAITING, or CANCELLED if that was asked for meanwhile."""
+    """The lock was given back unused; the callback is WAITING. (If it was cancelled meanwhile: CANCELLED.)"""
     LOCK_LOST = "lock lost"
-    """Another dispatcher took over before the result was recorded; the attempt was kept as late."""
+    """Another dispatcher took over before the result was recorded; the attempt, if there was one, was kept as late."""
 
     STARTED = "dispatcher started"
     STOPPED = "dispatcher stopped"
@@ -67,6 +72,8 @@ class ObservedEvent:
         duration: of the attempt.
         next_attempt_in: until the callback is due again, for RETRY_SCHEDULED.
         failed_reason: for FAILED.
+        abandoned: for ABANDONED: how many locks of the callback have timed out in a row, without a result in between.
+        abandoned_by: for ABANDONED: the name of the machine that held the last of them.
         detail: a few words about a fault: `CallbackAttempt.detail`, or an exception's type, never its text.
     """
 
@@ -84,6 +91,8 @@ class ObservedEvent:
     duration: timedelta | None = None
     next_attempt_in: timedelta | None = None
     failed_reason: FailedReason | None = None
+    abandoned: int = 0
+    abandoned_by: str = ""
     detail: str = ""
 
 
@@ -105,6 +114,7 @@ _LEVELS = {
     EventKind.STARTED: logging.INFO,
     EventKind.STOPPED: logging.INFO,
     EventKind.STORE_RECOVERED: logging.INFO,
+    EventKind.ABANDONED: logging.WARNING,
     EventKind.LOCK_LOST: logging.WARNING,
     EventKind.FAILED: logging.ERROR,
     EventKind.STORE_FAILED: logging.ERROR,
@@ -152,6 +162,8 @@ def _line(event: ObservedEvent) -> str:
         words.append(f"duration={event.duration.total_seconds():.3f}s")
     if event.next_attempt_in is not None:
         words.append(f"next_in={event.next_attempt_in.total_seconds():.3f}s")
+    if event.abandoned:
+        words.append(f"in_a_row={event.abandoned} by={event.abandoned_by!a}")
     if event.detail:
         words.append(f"detail={event.detail!a}")
     words.append(f"machine={event.machine_name!a}")

@@ -197,10 +197,13 @@ class Recorder:
             self._report(record, result)
 
     def _write_releases(self, slots: Sequence[Slot]) -> None:
-        self._data_access.release_locks([(slot.acquired, slot.release_after) for slot in slots])
-        self.released += len(slots)
-        for slot in slots:
-            self._reporter.callback(EventKind.RELEASED, slot.acquired)
+        results = self._data_access.release_locks([(slot.acquired, slot.release_after) for slot in slots])
+        for slot, result in zip(slots, results, strict=True):
+            if isinstance(result, LockLostError):
+                self._reporter.callback(EventKind.LOCK_LOST, slot.acquired)
+            else:
+                self.released += 1
+                self._reporter.released(slot.acquired, result)
 
     def _record_of(self, slot: Slot) -> AttemptRecord:
         # Now, not when the answer came: by the newest lock, of which there may be another since.

@@ -8,6 +8,7 @@ from callbackq.core.lifecycle import Transition
 from callbackq.core.models import CallbackAttempt, CallbackState
 from callbackq.dataaccess import Acquired
 from callbackq.events import EventKind, ObservedEvent, Observer
+from callbackq.faultlog import log_fault
 
 __all__ = ["Reporter"]
 
@@ -35,12 +36,19 @@ class Reporter:
             kind = EventKind.INTERRUPTED
         self.callback(kind, acquired, attempt, transition)
 
+    def released(self, acquired: Acquired, transition: Transition) -> None:
+        """A lock was given back unused, and *transition* is what was written: it may have been cancelled meanwhile."""
+        kind = _KIND_OF_STATE[transition.state]
+        self.callback(EventKind.RELEASED if kind is EventKind.RETRY_SCHEDULED else kind, acquired)
+
     def callback(
         self,
         kind: EventKind,
         acquired: Acquired,
         attempt: CallbackAttempt | None = None,
         transition: Transition | None = None,
+        *,
+        abandoned_by: str = "",
     ) -> None:
         """Something happened to a callback."""
         self._tell(
@@ -59,6 +67,8 @@ class Reporter:
                 duration=None if attempt is None else attempt.duration,
                 next_attempt_in=transition.delay if transition and kind is EventKind.RETRY_SCHEDULED else None,
                 failed_reason=transition.failed_reason if transition else None,
+                abandoned=acquired.abandoned if kind is EventKind.ABANDONED else 0,
+                abandoned_by=abandoned_by,
                 detail="" if attempt is None else attempt.detail,
             )
         )
@@ -72,6 +82,6 @@ class Reporter:
             self._observer.observe(event)
         except KeyboardInterrupt:
             raise  # somebody wants the whole program to end
-        except BaseException:
+        except BaseException as error:
             # An observer is the host's code; its faults, and its wish to end a thread that is ours, stop no deliveries.
-            _log.exception("an observer raised")
+            log_fault(_log, "an observer raised", error)

@@ -350,9 +350,16 @@ class RecordsUnderAnyLock(Sturdy):
 
 @breaks(Fenced)
 class ReleasesUnderAnyLock(Sturdy):
-    def release_lock(self, acquired: Acquired, *, delay: timedelta = timedelta(0)) -> None:
+    def release_lock(self, acquired: Acquired, *, delay: timedelta = timedelta(0)) -> Transition:
         present = self._callbacks[acquired.id].locks[-1]
-        super().release_lock(evolve(acquired, lock=present), delay=delay)
+        return super().release_lock(evolve(acquired, lock=present), delay=delay)
+
+
+@breaks(Fenced)
+class ReturnsTheWishOfARelease(Sturdy):
+    def release_lock(self, acquired: Acquired, *, delay: timedelta = timedelta(0)) -> Transition:
+        super().release_lock(acquired, delay=delay)
+        return Transition(state=CallbackState.WAITING, delay=delay)
 
 
 @breaks(Fenced)

@@ -290,10 +290,10 @@ def test_an_outage_shorter_than_a_lock_makes_no_duplicate_on_another_machine(
 
 def test_a_release_the_store_can_never_take_holds_up_no_other(clock: FakeClock, witness: Witness) -> None:
     class Picky(InMemoryDataAccess):
-        def release_locks(self, locks: Any) -> None:
+        def release_locks(self, locks: Any) -> Any:
             if any(acquired.id == "poison" for acquired, _ in locks):
                 raise DataAccessError("too strange")
-            super().release_locks(locks)
+            return super().release_locks(locks)
 
     store = Picky(clock=clock)
     store.store_callback_request(a_request(), id="poison")

@@ -162,7 +162,7 @@ class MyDataAccess(DataAccess):
     def acquire_locks(self, machine_name: str, *, lock_timeout: timedelta, limit: int) -> list[Acquired]:
         return []
 
-    def release_lock(self, acquired: Acquired, *, delay: timedelta = timedelta(0)) -> None:
+    def release_lock(self, acquired: Acquired, *, delay: timedelta = timedelta(0)) -> Transition:
         raise callbackq.LockLostError(acquired.id, acquired.lock.token)
 
     def record_attempt(self, acquired: Acquired, attempt: CallbackAttempt | None, transition: Transition) -> Transition:

@@ -126,14 +126,16 @@ class InMemoryDataAccess(DataAccess, SupportsNotifications, SupportsListing, Sup
                     acquired.append(self._lock(callback, evolve(lock, token=self._new_token())))
         return acquired
 
-    def release_lock(self, acquired: Acquired, *, delay: timedelta = timedelta(0)) -> None:
+    def release_lock(self, acquired: Acquired, *, delay: timedelta = timedelta(0)) -> Transition:
         check_arguments(delay=delay)
         with self._step() as now:
             callback = self._find_by_lock(acquired)
             if not callback.is_held_by(acquired.lock):
                 raise LockLostError(acquired.id, acquired.lock.token)
             callback.end_lock(now, completed=True)
-            self._write(callback, callback.settle(Transition(state=CallbackState.WAITING, delay=delay)), now)
+            settled = callback.settle(Transition(state=CallbackState.WAITING, delay=delay))
+            self._write(callback, settled, now)
+            return settled
 
     def record_attempt(self, acquired: Acquired, attempt: CallbackAttempt | None, transition: Transition) -> Transition:
         with self._step() as now:

@@ -200,7 +200,7 @@ class DataAccessComparison(RuleBasedStateMachine):
     @rule(data=st.data(), delay=_delays)
     def release(self, data: st.DataObject, delay: timedelta) -> None:
         locks = data.draw(self._any_lock())
-        self._on_both(lambda store: store.release_lock(self._own(store, locks), delay=delay))
+        self._same(*self._on_both(lambda store: store.release_lock(self._own(store, locks), delay=delay).state))
 
     # Operators.
 

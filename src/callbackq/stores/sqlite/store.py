@@ -187,14 +187,21 @@ class SQLiteDataAccess(DataAccess, SupportsNotifications, SupportsListing, Suppo
         )
         return [locking.acquired(claim) for claim in claims]
 
-    def release_lock(self, acquired: Acquired, *, delay: timedelta = timedelta(0)) -> None:
+    def release_lock(self, acquired: Acquired, *, delay: timedelta = timedelta(0)) -> Transition:
         check_arguments(delay=delay)
-        (outcome,) = self._release([(acquired, delay)])
+        (outcome,) = self.release_locks([(acquired, delay)])
         if isinstance(outcome, LockLostError):
             raise outcome
+        return outcome
 
-    def release_locks(self, locks: Sequence[tuple[Acquired, timedelta]]) -> None:
-        self._release(locks)
+    def release_locks(self, locks: Sequence[tuple[Acquired, timedelta]]) -> list[Transition | LockLostError]:
+        records = [
+            AttemptRecord(
+                acquired=acquired, attempt=None, transition=Transition(state=CallbackState.WAITING, delay=delay)
+            )
+            for acquired, delay in locks
+        ]
+        return self._telling(partial(locking.end_locks, records=records, released=True))
 
     def record_attempt(self, acquired: Acquired, attempt: CallbackAttempt | None, transition: Transition) -> Transition:
         (outcome,) = self.record_attempts([AttemptRecord(acquired=acquired, attempt=attempt, transition=transition)])
@@ -317,15 +324,6 @@ class SQLiteDataAccess(DataAccess, SupportsNotifications, SupportsListing, Suppo
             return statuses, any(status.blocked_by is None for status in statuses)
 
         return self._telling(store)
-
-    def _release(self, locks: Sequence[tuple[Acquired, timedelta]]) -> list[Transition | LockLostError]:
-        records = [
-            AttemptRecord(
-                acquired=acquired, attempt=None, transition=Transition(state=CallbackState.WAITING, delay=delay)
-            )
-            for acquired, delay in locks
-        ]
-        return self._telling(partial(locking.end_locks, records=records, released=True))
 
     def _list_keys(self, state: CallbackState | None, queue_id: str | None) -> Iterator[list[int]]:
         code = None if state is None else code_of(state)

@@ -207,8 +207,9 @@ class Fenced(Conformance):
         present = self.take_over()
         self._refused(stale, DELIVERED)
 
-        self.store.release_lock(present, delay=_MINUTE)
+        written = self.store.release_lock(present, delay=_MINUTE)
 
+        assert written.state is CallbackState.SUCCEEDED, "the transition that was written must be returned"
         assert self.state(id) is CallbackState.SUCCEEDED, "after a late acceptance a release succeeds"
         self.acquire_only(behind)
 
@@ -281,19 +282,27 @@ class Fenced(Conformance):
         expected = [CallbackState.SUCCEEDED, CallbackState.WAITING, CallbackState.SUCCEEDED]
         assert states == expected, "a lost lock must not keep the others from being recorded"
 
-    def test_in_a_batch_lost_locks_are_passed_over(self) -> None:
-        """release_locks(): locks that were lost meanwhile are passed over."""
+    def test_in_a_batch_each_release_meets_its_own_fate(self) -> None:
+        """release_locks(): for each the written transition, or the error that says that its lock had been lost."""
         ids = [self.stored() for _ in range(3)]
         held = {one.id: one for one in self.acquire()}
         self.succeed(held[ids[0]])
 
-        self.store.release_locks([(held[id], _MINUTE * number) for number, id in enumerate(ids)])
+        self.store.request_transition(ids[1], Action.CANCEL)
 
+        results = self.store.release_locks([(held[id], _MINUTE * number) for number, id in enumerate(ids)])
+
+        lost, *written = results
+        assert isinstance(lost, LockLostError), "a lost lock must be reported in its place"
+        assert [getattr(result, "state", None) for result in written] == [
+            CallbackState.CANCELLED,
+            CallbackState.WAITING,
+        ], "each release of a batch must have a result of its own, in order: the transition that was written"
         states = [self.state(id) for id in ids]
-        expected = [CallbackState.SUCCEEDED, CallbackState.WAITING, CallbackState.WAITING]
-        assert states == expected, "lost locks must be passed over, the others released"
-        due = [self.status(id).next_attempt_at for id in ids[1:]]
-        assert due == [self.store.now() + _MINUTE, self.store.now() + 2 * _MINUTE], "each lock has its own delay"
+        expected = [CallbackState.SUCCEEDED, CallbackState.CANCELLED, CallbackState.WAITING]
+        assert states == expected, "a lost lock must not keep the others from being released"
+        due = self.status(ids[2]).next_attempt_at
+        assert due == self.store.now() + 2 * _MINUTE, "each lock has its own delay"
 
     def _refused(self, stale: Acquired, transition: Transition) -> None:
         with raises(LockLostError, "a record under a lost lock") as caught:
