@@ -18,7 +18,8 @@ from callbackq.stores.sqlite.transaction import Transaction
 __all__ = ["Changes"]
 
 
-@define
+# Without a repr: the history's values hold answers.
+@define(repr=False)
 class Changes:
     """
     Attributes:
