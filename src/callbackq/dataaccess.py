@@ -20,7 +20,15 @@ from attrs import field, frozen
 
 from callbackq.core.lifecycle import Action, Transition
 from callbackq.core.models import CallbackAttempt, CallbackLock, CallbackRequest, CallbackState, CallbackStatus
-from callbackq.core.validation import Check, Fault, check_callback_id, check_duration, check_text, refuse
+from callbackq.core.validation import (
+    Check,
+    Fault,
+    check_callback_id,
+    check_duration,
+    check_text,
+    is_path_text,
+    refuse,
+)
 from callbackq.errors import LockLostError
 
 __all__ = [
@@ -534,7 +542,7 @@ def _check_count(value: object) -> Iterator[Fault]:
 
 def _check_path(value: object) -> Iterator[Fault]:
     text = fspath(value) if isinstance(value, PathLike) else value
-    if not isinstance(text, str) or not text or "\0" in text:
+    if not is_path_text(text):
         yield "", "must be the path of a file: a string or a path-like object"
 
 

@@ -50,6 +50,7 @@ __all__ = [
     "check_token",
     "check_url",
     "header_path",
+    "is_path_text",
     "refuse",
 ]
 
@@ -82,6 +83,8 @@ MAX_FAULTS: Final = 250
 _MICROSECOND: Final = timedelta(microseconds=1)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+# What no system takes for a path. U+DC80 to U+DCFF stand for bytes that aren't UTF-8 (PEP 383).
+_NOT_IN_A_PATH = re.compile(r"[\0\ud800-\udc7f\udd00-\udfff]")
 _DETAIL = re.compile(rf"[\x20-\x7e]{{0,{MAX_DETAIL_LENGTH}}}")
 # RFC 9110, section 5.6.2: token.
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -232,6 +235,11 @@ def header_path(name: str) -> str:
     start = _TOKEN.match(name[:_MAX_SHOWN_NAME])
     shown = start[0] if start else ""
     return f"[{shown!a}]" if shown == name else f"[{shown!a}...]"
+
+
+def is_path_text(value: object) -> bool:
+    """Whether this can be the path of a file, as text."""
+    return isinstance(value, str) and bool(value) and not _NOT_IN_A_PATH.search(value)
 
 
 def check_retries(value: object) -> Iterator[Fault]:

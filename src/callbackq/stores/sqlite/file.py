@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from callbackq.core.validation import is_path_text
 from callbackq.errors import DataAccessError, TransientDataAccessError
 from callbackq.stores.sqlite.forks import fork_safe_mutex
 
@@ -50,7 +51,7 @@ _CREATING: Final = fork_safe_mutex()
 def is_path(path: object) -> bool:
     """Tell whether this can be the path of a file, and isn't a name that means something else to SQLite."""
     text = os.fspath(path) if isinstance(path, os.PathLike) else path
-    return isinstance(text, str) and bool(text) and not text.startswith((":memory:", "file:")) and "\0" not in text
+    return isinstance(text, str) and is_path_text(text) and not text.startswith((":memory:", "file:"))
 
 
 def create(path: Path) -> None:
