@@ -56,6 +56,23 @@ def test_a_failure_says_why(caplog: pytest.LogCaptureFixture) -> None:
     assert message.endswith("failure=timeout reason=exhausted detail='waiting for the head' machine='one'")
 
 
+def test_an_abandoned_lock_is_told_with_its_holder_and_how_many_in_a_row(caplog: pytest.LogCaptureFixture) -> None:
+    LoggingObserver().observe(
+        ObservedEvent(
+            kind=EventKind.ABANDONED,
+            machine_name="heir",
+            callback_id="c",
+            sequence=3,
+            abandoned=2,
+            abandoned_by="dead\n",
+        )
+    )
+
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage() == (r"abandoned: callback='c' queue='' sequence=3 in_a_row=2 by='dead\n' machine='heir'")
+
+
 def test_ids_cannot_forge_log_lines_or_move_a_terminals_cursor(caplog: pytest.LogCaptureFixture) -> None:
     LoggingObserver().observe(
         ObservedEvent(

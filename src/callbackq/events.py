@@ -142,10 +142,11 @@ class LoggingObserver:
 
 
 def _line(event: ObservedEvent) -> str:
-    # ascii(): ids are the application's text; a log line must stay one line and harmless on a terminal.
+    # ascii(): ids are the application's text; a log line must stay one line and harmless on a terminal. Numbers, too:
+    # in a database that somebody else has written to, they may be text.
     words = [f"{event.kind.value}:"]
     if event.callback_id is not None:
-        words.append(f"callback={event.callback_id!a} queue={event.queue_id!a} sequence={event.sequence}")
+        words.append(f"callback={event.callback_id!a} queue={event.queue_id!a} sequence={event.sequence!a}")
     if event.application_id:
         words.append(f"application={event.application_id!a}")
     if event.origin:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
-from callbackq.core.delivery import NotSentReason
+import pytest
+
+from callbackq.core.delivery import NotSent, NotSentReason
 from callbackq.core.lifecycle import Transition
-from callbackq.core.models import AttemptFailure, CallbackState, RetryPhase
-from callbackq.dataaccess import Acquired, AttemptRecord
+from callbackq.core.models import AttemptFailure, CallbackState, CallbackStatus, RetryPhase
+from callbackq.dataaccess import Acquired, Action, AttemptRecord
 from callbackq.dispatcher import Dispatcher
 from callbackq.errors import DataAccessError, LockLostError
 from callbackq.events import EventKind
@@ -197,3 +199,96 @@ def test_callbacks_in_line_are_sent_under_their_new_locks_after_the_store_stood_
         CallbackState.SUCCEEDED,
     ]
     assert [len(status.attempts) for status in statuses] == [1, 1, 1]
+
+
+# What observers hear of it.
+
+
+def test_a_takeover_names_the_machine_whose_lock_was_abandoned_once_and_before_it_sends(
+    store: InMemoryDataAccess, clock: FakeClock, build: Build, witness: Witness
+) -> None:
+    for number in range(3):
+        store.store_callback_request(a_request(), id=f"c-{number}")
+    for name in ("first", "second"):
+        store.acquire_locks(name, lock_timeout=timedelta(seconds=30), limit=2)
+        clock.advance(30)
+
+    build(transport=ScriptedTransport(clock=clock), machine_name="heir").run_until_idle()
+
+    told = [event for event in witness.events if event.kind is EventKind.ABANDONED]
+    assert {(event.callback_id, event.abandoned, event.abandoned_by) for event in told} == {
+        ("c-2", 1, "second"),
+        ("c-0", 2, "second"),
+        ("c-1", 1, "first"),
+    }
+    assert all(event.machine_name == "heir" for event in told)
+    for event in told:
+        assert witness.kinds(event.callback_id)[:2] == [EventKind.ABANDONED, EventKind.LOCKED]
+
+
+def test_a_lock_that_was_abandoned_once_is_not_told_again_after_a_release(
+    store: InMemoryDataAccess, clock: FakeClock, witness: Witness
+) -> None:
+    store.store_callback_request(a_request(), id="c")
+    store.acquire_locks("dead", lock_timeout=timedelta(seconds=30), limit=1)
+    clock.advance(30)
+    unsent = NotSent(reason=NotSentReason.TIME_IS_UP)
+    engine = an_engine(store, InlineSender(ScriptedTransport([unsent, unsent, 200], clock=clock)), clock, witness)
+
+    drive(engine, clock, until=lambda: EventKind.SUCCEEDED in witness.kinds())
+
+    kinds = witness.kinds("c")
+    assert (kinds.count(EventKind.LOCKED), kinds.count(EventKind.ABANDONED)) == (3, 1)
+
+
+def test_a_record_that_cannot_be_read_does_not_keep_its_callback_from_being_taken_over(
+    clock: FakeClock, witness: Witness
+) -> None:
+    class Unreadable(InMemoryDataAccess):
+        def get_callback_status(self, id: str) -> CallbackStatus:
+            raise DataAccessError("it can't be read")
+
+    store = Unreadable(clock=clock)
+    store.store_callback_request(a_request(), id="c")
+    store.acquire_locks("dead", lock_timeout=timedelta(seconds=30), limit=1)
+    clock.advance(30)
+    engine = an_engine(store, InlineSender(ScriptedTransport(clock=clock)), clock, witness)
+
+    drive(engine, clock, until=lambda: EventKind.SUCCEEDED in witness.kinds())
+
+    assert EventKind.ABANDONED not in witness.kinds()
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "told"),
+    [
+        ("nothing", EventKind.RELEASED),
+        ("cancelled", EventKind.CANCELLED),
+        ("accepted late", EventKind.SUCCEEDED),
+        ("taken over", EventKind.LOCK_LOST),
+    ],
+)
+def test_giving_a_lock_back_is_told_as_what_it_came_to(
+    store: InMemoryDataAccess, clock: FakeClock, witness: Witness, meanwhile: str, told: EventKind
+) -> None:
+    store.store_callback_request(a_request(), id="c")
+    stale = store.acquire_locks("stale", lock_timeout=timedelta(seconds=1), limit=1)[0]
+    clock.advance(1)
+    transport = HeldTransport(clock)
+    engine = an_engine(store, transport, clock, witness)
+    engine.step()
+    match meanwhile:
+        case "cancelled":
+            store.request_transition("c", Action.CANCEL)
+        case "accepted late":
+            with pytest.raises(LockLostError):
+                store.record_attempt(stale, None, Transition(state=CallbackState.SUCCEEDED))
+        case "taken over":
+            clock.advance(30)
+            store.acquire_locks("other", lock_timeout=timedelta(seconds=30), limit=1)
+
+    transport.answer("c", NotSentReason.TIME_IS_UP)
+    engine.step(draining=True)
+
+    assert witness.kinds("c")[2:] == [told]
+    assert engine.recorder.released == (told is not EventKind.LOCK_LOST)

@@ -33,6 +33,7 @@ DAMAGES = {
     "a number": "UPDATE callbackq_requests SET application_id = x'00' WHERE callback = 1",
     "a method that isn't allowed": "UPDATE callbackq_requests SET method = 'DELETE' WHERE callback = 1",
     "broken JSON": "UPDATE callbackq_requests SET headers = '{' WHERE callback = 1",
+    "JSON deeper than the stack": "UPDATE callbackq_requests SET headers = printf('%.20000c', '[') WHERE callback = 1",
     "JSON of another shape": "UPDATE callbackq_requests SET headers = '[1]' WHERE callback = 1",
     "a header that smuggles another": """
         UPDATE callbackq_requests SET headers = '{"X-Name": "value\\r\\nX-Other: value"}' WHERE callback = 1
@@ -122,6 +123,7 @@ def test_a_listing_passes_over_what_it_cannot_read_and_says_so(
     [
         "UPDATE callbackq_history SET failure = 'unheard of'",
         "UPDATE callbackq_history SET headers = '{'",
+        "UPDATE callbackq_history SET headers = printf('%.20000c', '[')",
         "UPDATE callbackq_history SET status_code = 'no number'",
         "UPDATE callbackq_callbacks SET failed_reason = 'unheard of', state = 3",
         "UPDATE callbackq_callbacks SET state = 77",

@@ -69,7 +69,8 @@ def test_an_existing_empty_file_is_used(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["", ":memory:", "file:callbacks.db?mode=memory", "call\0backs", "call\ud800backs", b"callbacks.db", None, 1]
+    "path",
+    ["", ":memory:", "file:callbacks.db?mode=memory", "call\0backs", "call\ud800backs", b"callbacks.db", None, 1],
 )
 def test_what_is_no_path_of_a_file_is_refused_with_the_remedy(path: Any) -> None:
     with pytest.raises(InvalidRequestError, match="InMemoryDataAccess") as refused:
