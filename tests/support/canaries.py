@@ -82,6 +82,13 @@ class Watch(logging.Handler, AbstractContextManager["Watch"]):
         self._hooks = threading.excepthook, sys.unraisablehook
         threading.excepthook = lambda died: self.show("the end of a thread", died.exc_value)
         sys.unraisablehook = lambda ended: self.show("unraisable", ended.exc_value)
+        start = self._start = threading.Thread.start
+
+        def start_seen(thread: threading.Thread) -> None:
+            self.show("the name of a thread", thread.name)
+            start(thread)
+
+        threading.Thread.start = start_seen  # type: ignore[method-assign]
         self._warnings = warnings.catch_warnings(record=True)
         self._warned = self._warnings.__enter__()
         warnings.simplefilter("always")
@@ -93,8 +100,7 @@ class Watch(logging.Handler, AbstractContextManager["Watch"]):
         for warned in self._warned or ():
             self.show("a warning", str(warned.message))
         self._warnings.__exit__(kind, error, traceback)
-        for thread in threading.enumerate():
-            self.show("the name of a thread", thread.name)
+        threading.Thread.start = self._start  # type: ignore[method-assign]
         threading.excepthook, sys.unraisablehook = self._hooks
         logging.root.removeHandler(self)
         for logger, level in self._levels.items():
