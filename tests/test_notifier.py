@@ -33,7 +33,7 @@ from callbackq.core.models import (
     FailedReason,
 )
 from callbackq.errors import InvalidRequestError, NotificationError
-from callbackq.notifier import SMTPNotifier
+from callbackq.notifier import FailureNotice, SMTPNotifier
 from callbackq.testing import FakeClock
 from support.mail import Mailbox, PostOffice, Script
 
@@ -86,6 +86,21 @@ def a_failed_callback(
         queue_id=queue_id,
         sequence=17,
         failed_reason=failed_reason,
+    )
+
+
+def a_notice(*callbacks: CallbackStatus, **changes: Any) -> FailureNotice:
+    """About these callbacks, or about one that failed."""
+    callbacks = callbacks or (a_failed_callback(),)
+    return FailureNotice(
+        **{
+            "email_address": callbacks[0].request.notification_email_address,
+            "queue_id": callbacks[0].queue_id,
+            "callbacks": callbacks,
+            "count": len(callbacks),
+            "key": "0" * 32,
+            **changes,
+        }
     )
 
 
@@ -142,8 +157,8 @@ def text_of(message: EmailMessage) -> str:
     return text.replace("\r\n", "\n")
 
 
-def sent(post_office: PostOffice, mailbox: Mailbox, status: CallbackStatus, **options: Any) -> EmailMessage:
-    a_notifier(post_office.open(mailbox), **options).notify(status)
+def sent(post_office: PostOffice, mailbox: Mailbox, notice: FailureNotice, **options: Any) -> EmailMessage:
+    a_notifier(post_office.open(mailbox), **options).notify(notice)
     [message] = mailbox.messages
     return message
 
@@ -151,7 +166,7 @@ def sent(post_office: PostOffice, mailbox: Mailbox, status: CallbackStatus, **op
 def test_the_email_says_which_callback_failed_how_and_what_to_do(post_office: PostOffice, mailbox: Mailbox) -> None:
     clock = FakeClock(NOON + timedelta(hours=1))
 
-    message = sent(post_office, mailbox, a_failed_callback(), clock=clock)
+    message = sent(post_office, mailbox, a_notice(), clock=clock)
 
     assert message["Subject"] == "callbackq: callback 'callback-1' could not be delivered"
     assert message["From"] == SENDER
@@ -175,7 +190,10 @@ def test_the_email_says_which_callback_failed_how_and_what_to_do(post_office: Po
         "Its queue goes on with the callbacks behind it.",
         "To try it again:  data_access.request_transition('callback-1', Action.REDELIVER)",
         "",
-        "This address was stored with the callback as its notification_email_address.",
+        "The next e-mail about this queue comes 1:00:00 (h:mm:ss) after this one at the earliest. It will tell",
+        "of all failures until then.",
+        "",
+        "This address was stored with the callback as notification_email_address.",
     ]
 
 
@@ -201,7 +219,7 @@ def test_the_email_says_which_callback_failed_how_and_what_to_do(post_office: Po
 def test_the_email_fits_the_callback(
     post_office: PostOffice, mailbox: Mailbox, changes: dict[str, Any], says: str, never_says: str
 ) -> None:
-    text = text_of(sent(post_office, mailbox, a_failed_callback(**changes)))
+    text = text_of(sent(post_office, mailbox, a_notice(a_failed_callback(**changes))))
 
     assert says in text
     assert never_says not in text
@@ -209,28 +227,124 @@ def test_the_email_fits_the_callback(
 
 @pytest.mark.parametrize("reason", FailedReason)
 def test_every_reason_of_failure_can_be_told(post_office: PostOffice, mailbox: Mailbox, reason: FailedReason) -> None:
-    text = text_of(sent(post_office, mailbox, a_failed_callback(failed_reason=reason)))
+    text = text_of(sent(post_office, mailbox, a_notice(a_failed_callback(failed_reason=reason))))
 
     assert f"Reason:        {reason.value}: " in text
 
 
-def test_a_second_email_about_one_failure_can_be_recognised_and_a_second_failure_is_another(
+def test_a_second_copy_can_be_recognised_and_another_email_is_another(
     post_office: PostOffice, mailbox: Mailbox
 ) -> None:
     notifier = a_notifier(post_office.open(mailbox))
 
-    for status in (
-        a_failed_callback(),
-        a_failed_callback(attempts=3),  # a late attempt has come in since
-        a_failed_callback(tokens=(1, 2, 3)),  # redelivered, and failed again
-        a_failed_callback(id="callback-2"),
+    for notice in (
+        a_notice(),
+        a_notice(a_failed_callback(attempts=3, state=CallbackState.WAITING)),  # somebody redelivered it since
+        a_notice(key="1" * 32),
+        a_notice(key="1" * 32 + "\r\nBcc: a@example.net"),
     ):
-        notifier.notify(status)
+        notifier.notify(notice)
 
-    first, again, redelivered, other = [message["Message-ID"] for message in mailbox.messages]
+    first, again, *others = [message["Message-ID"] for message in mailbox.messages]
     assert first == again
-    assert len({first, redelivered, other}) == 3
-    assert re.fullmatch(r"<callbackq\.[0-9a-f]{32}@example\.org>", first)
+    assert len({first, *others}) == 3
+    for id in (first, *others):
+        assert re.fullmatch(r"<callbackq\.[0-9a-f]{32}@example\.org>", id)
+
+
+# What it says about many.
+
+
+def test_the_email_about_many_lists_the_first_and_counts_all(post_office: PostOffice, mailbox: Mailbox) -> None:
+    callbacks = (
+        a_failed_callback(id="callback-1"),
+        a_failed_callback(id="callback-2", attempts=0, failed_reason=FailedReason.ABANDONED),
+        a_failed_callback(id="callback-3", state=CallbackState.WAITING, failed_reason=None),
+    )
+
+    message = sent(post_office, mailbox, a_notice(*callbacks, count=9999, unlisted=9996))
+
+    assert message["Subject"] == "callbackq: 9999 callbacks of queue 'orders' could not be delivered"
+    assert (message["From"], message["To"]) == (SENDER, ADDRESS)
+    assert text_of(message).splitlines() == [
+        "Callbacks could not be delivered.",
+        "",
+        "Failures: 9999",
+        "Queue:    'orders'",
+        "",
+        "'callback-1', number 17",
+        "    POST https://receiver.example:8443",
+        "    exhausted, attempts: 2",
+        "    last attempt 2026-03-01 12:01:00+00:00: status 503",
+        "",
+        "'callback-2', number 17",
+        "    POST https://receiver.example:8443",
+        "    abandoned, attempts: 0",
+        "",
+        "'callback-3', number 17",
+        "    POST https://receiver.example:8443",
+        "    taken up again since; its state is now: waiting",
+        "    attempts: 2",
+        "    last attempt 2026-03-01 12:01:00+00:00: status 503",
+        "",
+        "and 9996 more.",
+        "",
+        "To see them all:  data_access.list_callbacks(state=CallbackState.FAILED, queue_id='orders')",
+        "To try one again: data_access.request_transition(id, Action.REDELIVER)",
+        "",
+        "The next e-mail about this queue comes 1:00:00 (h:mm:ss) after this one at the earliest. It will tell",
+        "of all failures until then.",
+        "",
+        "This address was stored with the callbacks as notification_email_address.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "says", "never_says"),
+    [
+        ({"queue_id": ""}, {}, "Queue:    each has one of its own", "number"),
+        ({"queue_id": ""}, {}, "e-mail about callbacks without a queue", "this queue"),
+        ({}, {}, "Failures: 2", "more."),
+        ({}, {"callbacks": (), "count": 30, "unlisted": 30}, "None of them can be listed.", "more."),
+        ({"on_exhausted": "hold"}, {}, "A failed callback that holds its queue", "SKIP"),
+        ({"last_failure": AttemptFailure.TIMEOUT}, {}, "+00:00: none (timeout)", "status"),
+        ({"last_failure": AttemptFailure.TARGET_NOT_ALLOWED, "detail": "10.0.0.0/8"}, {}, "target_not_allowed", "10."),
+    ],
+)
+def test_the_email_about_many_fits_the_callbacks(
+    post_office: PostOffice,
+    mailbox: Mailbox,
+    changes: dict[str, Any],
+    more: dict[str, Any],
+    says: str,
+    never_says: str,
+) -> None:
+    callbacks = [a_failed_callback(id=id, **changes) for id in ("a", "b")]
+
+    text = text_of(sent(post_office, mailbox, a_notice(*callbacks, **more)))
+
+    assert says in text
+    assert never_says not in text
+
+
+def test_one_callback_that_failed_twice_is_an_email_about_two_failures(
+    post_office: PostOffice, mailbox: Mailbox
+) -> None:
+    message = sent(post_office, mailbox, a_notice(count=2))
+
+    assert "2 callbacks of queue 'orders'" in message["Subject"]
+    assert "more." not in text_of(message)
+
+
+@pytest.mark.parametrize("callbacks", [1, 2])
+def test_without_an_interval_nothing_is_said_of_a_next_email(
+    post_office: PostOffice, mailbox: Mailbox, callbacks: int
+) -> None:
+    notice = a_notice(*[a_failed_callback()] * callbacks)
+
+    text = text_of(sent(post_office, mailbox, notice, interval=timedelta(0)))
+
+    assert "next e-mail" not in text
 
 
 # Nothing gets into it that is not meant to.
@@ -238,9 +352,7 @@ def test_a_second_email_about_one_failure_can_be_recognised_and_a_second_failure
 
 def smuggle(status: CallbackStatus, field: str, value: str) -> CallbackStatus:
     """Put a value past the model's checks, as a hostile row in a store might."""
-    object.__setattr__(
-        status.request if field in ("notification_email_address", "application_id") else status, field, value
-    )
+    object.__setattr__(status.request if field == "application_id" else status, field, value)
     return status
 
 
@@ -266,7 +378,7 @@ def test_no_email_goes_to_an_address_that_is_not_one_plain_address(
     notifier = a_notifier(post_office.open(mailbox))
 
     with pytest.raises(NotificationError) as refusal:
-        notifier.notify(smuggle(a_failed_callback(), "notification_email_address", address))
+        notifier.notify(a_notice(email_address=address))
 
     assert refusal.value.permanent
     assert mailbox.commands == []
@@ -277,13 +389,27 @@ NASTY = "x\r\nBcc: a@example.net\r\n\r\n.\r\nRCPT TO:<a@example.net>\u2028\u202e
 
 @pytest.mark.parametrize("field", ["id", "queue_id", "application_id"])
 def test_ids_can_add_no_header_line_or_recipient(post_office: PostOffice, mailbox: Mailbox, field: str) -> None:
-    message = sent(post_office, mailbox, smuggle(a_failed_callback(), field, NASTY))
+    message = sent(post_office, mailbox, a_notice(smuggle(a_failed_callback(), field, NASTY)))
 
     [envelope] = mailbox.envelopes
     assert (envelope.mail_from, envelope.rcpt_tos) == (SENDER, [ADDRESS])
     assert message["Bcc"] is None
     assert len(message.keys()) == 9
     assert repr(NASTY) in text_of(message)
+    assert not re.search(r"[^\n -~]", message["Subject"] + text_of(message))
+
+
+@pytest.mark.parametrize("field", ["id", "queue_id", "application_id"])
+def test_ids_of_many_can_add_no_header_line_or_recipient(post_office: PostOffice, mailbox: Mailbox, field: str) -> None:
+    callbacks = [smuggle(a_failed_callback(), field, NASTY) for _ in range(2)]
+
+    message = sent(post_office, mailbox, a_notice(*callbacks, queue_id=NASTY))
+
+    [envelope] = mailbox.envelopes
+    assert (envelope.mail_from, envelope.rcpt_tos) == (SENDER, [ADDRESS])
+    assert message["Bcc"] is None
+    assert len(message.keys()) == 9
+    assert message["Subject"] == f"callbackq: 2 callbacks of queue {NASTY!r} could not be delivered"
     assert not re.search(r"[^\n -~]", message["Subject"] + text_of(message))
 
 
@@ -297,7 +423,7 @@ def test_an_id_always_arrives_as_it_is_in_subject_and_text(post_office: PostOffi
     @given(id=TEXT | st.sampled_from(["=?utf-8?q?a?=", "é 日本 " * 36, "a" * 255, "'\"\\"]))
     def check(id: str) -> None:
         mailbox.envelopes.clear()
-        notifier.notify(smuggle(a_failed_callback(), "id", id))
+        notifier.notify(a_notice(smuggle(a_failed_callback(), "id", id)))
 
         [message] = mailbox.messages
         assert message["Subject"] == f"callbackq: callback {id!r} could not be delivered"
@@ -320,7 +446,7 @@ def test_an_encrypted_connection_is_verified_and_used_for_the_login(
     port = post_office.open(mailbox, authenticator=mailbox.authenticate, **how)
 
     a_notifier(port, security=security, ssl_context=trusting, username="callbackq", password=PASSWORD_CANARY).notify(
-        a_failed_callback()
+        a_notice()
     )
 
     assert mailbox.commands == ["AUTH callbackq", "MAIL", "RCPT", "DATA"]
@@ -341,7 +467,7 @@ def test_a_server_that_cannot_prove_its_name_gets_nothing(
     options: dict[str, Any] = {} if fault == "unknown authority" else {"ssl_context": trusting, "host": "127.0.0.1"}
 
     with pytest.raises(NotificationError, match="certificate verify failed") as refusal:
-        a_notifier(post_office.open(mailbox, **how), security=security, **options).notify(a_failed_callback())
+        a_notifier(post_office.open(mailbox, **how), security=security, **options).notify(a_notice())
 
     assert not refusal.value.permanent
     assert mailbox.commands == []
@@ -352,7 +478,7 @@ def test_a_server_without_starttls_gets_neither_password_nor_email(post_office: 
     notifier = a_notifier(port, security="starttls", username="callbackq", password=PASSWORD_CANARY)
 
     with pytest.raises(NotificationError, match="does not offer the STARTTLS"):
-        notifier.notify(a_failed_callback())
+        notifier.notify(a_notice())
 
     assert mailbox.commands == []
 
@@ -364,7 +490,7 @@ def test_a_server_that_offers_no_login_is_told_apart(
     notifier = a_notifier(port, security="tls", ssl_context=trusting, username="callbackq", password=PASSWORD_CANARY)
 
     with pytest.raises(NotificationError, match="or login that is asked for"):
-        notifier.notify(a_failed_callback())
+        notifier.notify(a_notice())
 
 
 def test_what_was_said_before_encryption_began_does_not_count(
@@ -382,7 +508,7 @@ def test_what_was_said_before_encryption_began_does_not_count(
         await writer.start_tls(server_tls)
         await converse(reader, writer, closing, greet=False, log=said_to_server)
 
-    a_notifier(post_office.misbehave(inject), security="starttls", ssl_context=trusting).notify(a_failed_callback())
+    a_notifier(post_office.misbehave(inject), security="starttls", ssl_context=trusting).notify(a_notice())
 
     assert [line.split()[0].upper() for line in said_to_server[:4]] == [b"EHLO", b"MAIL", b"RCPT", b"DATA"]
 
@@ -407,7 +533,7 @@ def test_a_refusal_is_told_by_its_codes_and_not_repeated_at_once(
     mailbox.script[command] = [answer]
 
     with pytest.raises(NotificationError) as refusal:
-        a_notifier(post_office.open(mailbox)).notify(a_failed_callback())
+        a_notifier(post_office.open(mailbox)).notify(a_notice())
 
     assert str(refusal.value) == f"the mail server refused {words}"
     assert refusal.value.permanent is permanent
@@ -421,7 +547,7 @@ def test_a_refused_login_is_not_the_address_s_fault(
     notifier = a_notifier(port, security="tls", ssl_context=trusting, username="callbackq", password="wrong")
 
     with pytest.raises(NotificationError, match="refused the login: 535") as refusal:
-        notifier.notify(a_failed_callback())
+        notifier.notify(a_notice())
 
     assert not refusal.value.permanent
 
@@ -430,7 +556,7 @@ def test_a_refused_login_is_not_the_address_s_fault(
 def test_a_temporary_refusal_is_tried_again_at_once(post_office: PostOffice, mailbox: Mailbox, command: str) -> None:
     mailbox.script[command] = ["451 4.3.0 busy"]
 
-    a_notifier(post_office.open(mailbox)).notify(a_failed_callback())
+    a_notifier(post_office.open(mailbox)).notify(a_notice())
 
     assert mailbox.commands.count(command) == 2
     assert len(mailbox.messages) == 1
@@ -440,7 +566,7 @@ def test_a_server_that_stays_busy_is_left_to_the_outbox(post_office: PostOffice,
     mailbox.script["RCPT"] = ["450 4.2.0 greylisted"] * 9
 
     with pytest.raises(NotificationError, match=r"the recipient: 450 4\.2\.0") as refusal:
-        a_notifier(post_office.open(mailbox)).notify(a_failed_callback())
+        a_notifier(post_office.open(mailbox)).notify(a_notice())
 
     assert not refusal.value.permanent
     assert mailbox.commands.count("RCPT") == 3
@@ -466,10 +592,10 @@ def test_only_allowed_domains_are_written_to(
     notifier = a_notifier(post_office.open(mailbox), allowed_domains=allowed)
 
     if may:
-        notifier.notify(a_failed_callback(address=address))
+        notifier.notify(a_notice(a_failed_callback(address=address)))
     else:
         with pytest.raises(NotificationError, match="allowed_domains") as refusal:
-            notifier.notify(a_failed_callback(address=address))
+            notifier.notify(a_notice(a_failed_callback(address=address)))
         assert refusal.value.permanent
 
     assert len(mailbox.messages) == may
@@ -615,7 +741,7 @@ def test_the_deadline_holds_against_a_server_that_is_slow_anywhere(
 
     began = time.monotonic()
     with pytest.raises(NotificationError, match="in time"):
-        notifier.notify(a_failed_callback())
+        notifier.notify(a_notice())
     took = time.monotonic() - began
 
     # The servers go on for as long as they are listened to. What is above the deadline is the machine's own delay.
@@ -629,7 +755,7 @@ def test_the_deadline_holds_between_two_tries(post_office: PostOffice, mailbox: 
     notifier = a_notifier(post_office.open(mailbox), timeout=timedelta(seconds=0.1), pause=timedelta(minutes=1))
 
     with pytest.raises(NotificationError, match="in time"):
-        notifier.notify(a_failed_callback())
+        notifier.notify(a_notice())
 
     assert all_conversations_end()
     assert mailbox.commands.count("RCPT") == 1
@@ -650,16 +776,16 @@ def test_a_name_lookup_that_hangs_holds_nobody_and_sends_nothing_later(
 
     for _ in range(4):
         with pytest.raises(NotificationError, match="in time"):
-            notifier.notify(a_failed_callback())
+            notifier.notify(a_notice())
     with pytest.raises(NotificationError, match="still hang"):
-        notifier.notify(a_failed_callback())
+        notifier.notify(a_notice())
 
     assert len(conversations()) == 4
     answered.set()
     assert all_conversations_end()
     assert mailbox.commands == []
     monkeypatch.undo()
-    a_notifier(port).notify(a_failed_callback())
+    a_notifier(port).notify(a_notice())
     assert len(mailbox.messages) == 1
 
 
@@ -667,7 +793,7 @@ def test_a_name_lookup_that_hangs_holds_nobody_and_sends_nothing_later(
 def test_a_dropped_connection_is_tried_again_at_once(post_office: PostOffice, at: bytes) -> None:
     port = post_office.misbehave(a_server_that(drop, at=at, times=1))
 
-    a_notifier(port).notify(a_failed_callback())
+    a_notifier(port).notify(a_notice())
 
     assert post_office.connections[port] == 2
 
@@ -678,7 +804,7 @@ def test_an_accepted_email_stays_accepted_however_the_conversation_ends(
 ) -> None:
     port = post_office.misbehave(a_server_that(misdeed, at=b"QUIT"))
 
-    a_notifier(port).notify(a_failed_callback())
+    a_notifier(port).notify(a_notice())
 
     assert post_office.connections[port] == 1
     assert all_conversations_end()
@@ -698,7 +824,7 @@ def test_junk_becomes_one_clear_error(post_office: PostOffice, at: bytes, misdee
     port = post_office.misbehave(a_server_that(misdeed, at=at))
 
     with pytest.raises(NotificationError, match=words) as failure:
-        a_notifier(port).notify(a_failed_callback())
+        a_notifier(port).notify(a_notice())
 
     assert not failure.value.permanent
 
@@ -717,7 +843,7 @@ def test_a_server_that_goes_back_on_starttls_gets_nothing(post_office: PostOffic
     port = post_office.misbehave(change_its_mind)
 
     with pytest.raises(NotificationError, match=r"refused a command: 502 5\.5\.1"):
-        a_notifier(port, security="starttls").notify(a_failed_callback())
+        a_notifier(port, security="starttls").notify(a_notice())
 
 
 def test_a_challenge_that_cannot_be_decoded_is_a_failure_like_others(
@@ -735,7 +861,7 @@ def test_a_challenge_that_cannot_be_decoded_is_a_failure_like_others(
     notifier = a_notifier(port, security="tls", ssl_context=trusting, username="callbackq", password=PASSWORD_CANARY)
 
     with pytest.raises(NotificationError, match="no conversation with the mail server: Error"):
-        notifier.notify(a_failed_callback())
+        notifier.notify(a_notice())
 
 
 def test_a_server_that_is_not_there_is_a_failure_in_words() -> None:
@@ -743,7 +869,7 @@ def test_a_server_that_is_not_there_is_a_failure_in_words() -> None:
         nobody.bind(("127.0.0.1", 0))  # and doesn't listen
 
         with pytest.raises(NotificationError, match="no conversation with the mail server: Connection refused"):
-            a_notifier(nobody.getsockname()[1]).notify(a_failed_callback())
+            a_notifier(nobody.getsockname()[1]).notify(a_notice())
 
 
 @pytest.mark.parametrize(("local_hostname", "said"), [(None, b"[127.0.0.1]"), ("app.example.org", b"app.example.org")])
@@ -755,7 +881,7 @@ def test_we_introduce_ourselves_by_address_unless_told_otherwise(
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, closing: asyncio.Event) -> None:
         await converse(reader, writer, closing, log=said_to_server)
 
-    a_notifier(post_office.misbehave(listen), local_hostname=local_hostname).notify(a_failed_callback())
+    a_notifier(post_office.misbehave(listen), local_hostname=local_hostname).notify(a_notice())
 
     assert said_to_server[0].split()[1] == said
 
@@ -784,14 +910,16 @@ def test_no_secret_gets_into_emails_logs_errors_or_reprs(
         a_notifier(1, password=PASSWORD_CANARY, **options),
     ):
         with pytest.raises(NotificationError) as failure:
-            one.notify(a_failed_callback())
+            one.notify(a_notice())
         shown += traceback.format_exception(failure.value)
-        assert failure.value.__cause__ is failure.value.__context__ is None
+        assert failure.value.__cause__ is None
+        assert failure.value.__suppress_context__
+    shown.append(repr(a_notice()))
     assert ADDRESS not in "".join(shown)
 
-    notifier.notify(a_failed_callback())
-    [message] = mailbox.messages
-    shown += [message.as_string(), caplog.text]
+    notifier.notify(a_notice())
+    notifier.notify(a_notice(a_failed_callback(), a_failed_callback(), count=30, unlisted=28))
+    shown += [*(message.as_string() for message in mailbox.messages), caplog.text]
     assert not [canary for canary in CANARIES if canary in "".join(shown)]
 
 
@@ -811,6 +939,15 @@ def test_the_error_survives_pickling() -> None:
 
 
 # The settings.
+
+
+@pytest.mark.parametrize("interval", [timedelta(0), timedelta(hours=1), timedelta(days=7)])
+def test_its_interval_is_what_it_was_told(interval: timedelta) -> None:
+    assert SMTPNotifier("h", sender=SENDER, interval=interval).interval == interval
+
+
+def test_its_interval_is_an_hour_by_default() -> None:
+    assert SMTPNotifier("h", sender=SENDER).interval == timedelta(hours=1)
 
 
 def test_its_deadline_is_the_timeout() -> None:
@@ -836,6 +973,7 @@ def test_names_and_addresses_are_hosts(host: str) -> None:
         ],
         *[("security", {"security": security}) for security in ("ssl", "", None, ["tls"])],
         *[("timeout", {"timeout": t}) for t in (timedelta(0), timedelta(-1), timedelta(hours=1), 30, None)],
+        *[("interval", {"interval": interval}) for interval in (timedelta(-1), timedelta.max, 3600, None)],
         *[("local_hostname", {"local_hostname": name}) for name in ("", "a b", "a\r\nRSET", 7)],
         ("password", {"username": "u"}),
         ("password", {"password": "p"}),

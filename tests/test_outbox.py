@@ -10,14 +10,15 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from attrs import define
+from attrs import define, field
 
 from callbackq.core.lifecycle import Transition
 from callbackq.core.models import CallbackRequest, CallbackState, CallbackStatus, FailedReason
-from callbackq.dataaccess import Notification
+from callbackq.dataaccess import MOST_LISTED, Action, AttemptRecord, DataAccess, Notification
 from callbackq.errors import (
     CallbackNotFoundError,
     DataAccessError,
@@ -25,8 +26,10 @@ from callbackq.errors import (
     NotificationError,
     TransientDataAccessError,
 )
+from callbackq.notifier import FailureNotice
 from callbackq.outbox import Outbox, OutboxStore
 from callbackq.stores.memory import InMemoryDataAccess
+from callbackq.stores.sqlite import SQLiteDataAccess
 from callbackq.testing import FakeClock, RecordingNotifier
 
 ADDRESS = "ops@example.com"
@@ -34,74 +37,107 @@ LEASE = timedelta(minutes=2)
 POLL = timedelta(seconds=15)
 
 
-def a_request() -> CallbackRequest:
-    return CallbackRequest(url="https://receiver.example/hook", notification_email_address=ADDRESS)
+def a_request(queue_id: str = "") -> CallbackRequest:
+    return CallbackRequest(url="https://receiver.example/hook", queue_id=queue_id, notification_email_address=ADDRESS)
 
 
 @define
-class Debt:
+class Mailing:
     due: float
+    debts: list[str] = field(factory=list)
+    covered: int = 0
     tries: int = 0
     token: int = 0
+    first_token: int = 0
 
 
 class DebtStore:
-    """The smallest store the outbox can work with: debts only, in the order in which they were made."""
+    """The smallest store the outbox can work with: debts of one address only, in the order in which they were made."""
 
     def __init__(self, clock: FakeClock) -> None:
         self._clock = clock
-        self._debts: dict[str, Debt] = {}
+        self._mailings: dict[str, Mailing] = {}
+        self._last_token = 0
         self._mutex = threading.Lock()
 
     def acquire_notifications(self, *, lock_timeout: timedelta, limit: int) -> list[Notification]:
         with self._mutex:
             now = self._clock.monotonic()
-            due = [(id, debt) for id, debt in self._debts.items() if debt.due <= now][:limit]
-            for _, debt in due:
-                debt.due = now + lock_timeout.total_seconds()
-                debt.token += 1
+            due = [(queue_id, one) for queue_id, one in self._mailings.items() if one.debts and one.due <= now][:limit]
+            for _, one in due:
+                self._last_token += 1
+                one.due = now + lock_timeout.total_seconds()
+                one.token = self._last_token
+                if not one.covered:
+                    one.covered, one.first_token = len(one.debts), one.token
             return [
-                Notification(callback_id=id, email_address=ADDRESS, tries=debt.tries, token=debt.token)
-                for id, debt in due
+                Notification(
+                    email_address=ADDRESS,
+                    queue_id=queue_id,
+                    callback_ids=tuple(one.debts[: min(one.covered, MOST_LISTED)]),
+                    count=one.covered,
+                    tries=one.tries,
+                    token=one.token,
+                    first_token=one.first_token,
+                )
+                for queue_id, one in due
             ]
 
-    def record_notification(self, notification: Notification, *, retry_in: timedelta | None) -> None:
+    def record_notification(
+        self, notification: Notification, *, retry_in: timedelta | None, quiet_for: timedelta = timedelta(0)
+    ) -> None:
         with self._mutex:
-            debt = self._debts.get(notification.callback_id)
-            if debt is None or debt.token != notification.token:
+            one = self._mailings[notification.queue_id]
+            if one.token != notification.token:
                 return
+            one.token = 0
             if retry_in is None:
-                del self._debts[notification.callback_id]
+                one.debts = one.debts[one.covered :]
+                one.covered = one.tries = 0
             else:
-                debt.tries += 1
-                debt.due = self._clock.monotonic() + retry_in.total_seconds()
+                one.tries += 1
+            one.due = self._clock.monotonic() + (quiet_for if retry_in is None else retry_in).total_seconds()
 
     def get_callback_status(self, id: str) -> CallbackStatus:
         return CallbackStatus(
             id=id, request=a_request(), state=CallbackState.FAILED, failed_reason=FailedReason.EXHAUSTED
         )
 
-    def fail(self, id: str) -> None:
+    def fail(self, id: str, queue_id: str | None = None) -> None:
         with self._mutex:
-            self._debts[id] = Debt(due=self._clock.monotonic())
+            now = self._clock.monotonic()
+            self._mailings.setdefault(queue_of(id, queue_id), Mailing(due=now)).debts.append(id)
+
+
+def queue_of(id: str, queue_id: str | None) -> str:
+    return f"queue of {id}" if queue_id is None else queue_id
+
+
+def fail_in(store: DataAccess, id: str, queue_id: str | None) -> None:
+    store.store_callback_request(a_request(queue_of(id, queue_id)), id=id)
+    [acquired] = store.acquire_locks("machine", lock_timeout=timedelta(seconds=30), limit=1)
+    store.record_attempt(
+        acquired, None, Transition(state=CallbackState.FAILED, notify=True, failed_reason=FailedReason.ABANDONED)
+    )
 
 
 class WholeStore(InMemoryDataAccess):
-    """The shipped store, with callbacks that have failed."""
+    """A shipped store, with callbacks that have failed."""
 
-    def fail(self, id: str) -> None:
-        self.store_callback_request(a_request(), id=id)
-        [acquired] = self.acquire_locks("machine", lock_timeout=timedelta(seconds=30), limit=1)
-        self.record_attempt(
-            acquired,
-            None,
-            Transition(state=CallbackState.FAILED, notify=True, failed_reason=FailedReason.ABANDONED),
-        )
+    def fail(self, id: str, queue_id: str | None = None) -> None:
+        fail_in(self, id, queue_id)
+
+
+class FileStore(SQLiteDataAccess):
+    """The other one."""
+
+    def fail(self, id: str, queue_id: str | None = None) -> None:
+        fail_in(self, id, queue_id)
 
 
 class FailingStore(OutboxStore, Protocol):
-    def fail(self, id: str) -> None:
-        """Let a callback fail for good and owe an e-mail."""
+    def fail(self, id: str, queue_id: str | None = None) -> None:
+        """Let a callback fail for good and owe an e-mail, in a queue of its own name unless told otherwise."""
 
 
 class Intercepted:
@@ -142,10 +178,9 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-@pytest.fixture(params=[DebtStore, WholeStore], ids=["debts only", "in memory"])
+@pytest.fixture(params=["debts only", "in memory"])
 def store(request: pytest.FixtureRequest, clock: FakeClock) -> FailingStore:
-    whole = request.param is WholeStore
-    failing: FailingStore = WholeStore(clock=clock) if whole else DebtStore(clock)
+    failing: FailingStore = WholeStore(clock=clock) if request.param == "in memory" else DebtStore(clock)
     return failing
 
 
@@ -162,7 +197,7 @@ def drain(outbox: Outbox) -> None:
 
 
 def told(notifier: RecordingNotifier) -> list[str]:
-    return [status.id for status in notifier.notified]
+    return [status.id for notice in notifier.notified for status in notice.callbacks]
 
 
 # One e-mail.
@@ -179,7 +214,7 @@ def test_an_owed_email_is_sent_once(store: FailingStore, clock: FakeClock) -> No
     clock.advance(timedelta(days=2))
     drain(outbox)
     assert told(notifier) == ["a"]
-    assert notifier.notified[0].request.notification_email_address == ADDRESS
+    assert notifier.notified[0].email_address == ADDRESS
 
 
 def test_without_debts_it_rests(store: FailingStore, clock: FakeClock) -> None:
@@ -218,6 +253,249 @@ def test_two_outboxes_on_one_store_send_each_email_once(store: FailingStore, clo
     drain(an_outbox(store, notifier, clock))
 
     assert sorted(told(notifier._inner)) == ["a", "b", "c"]
+
+
+# Many failures.
+
+
+@pytest.fixture(params=["debts only", "in memory", "in a file"])
+def any_store(request: pytest.FixtureRequest, clock: FakeClock, tmp_path: Path) -> Iterator[FailingStore]:
+    if request.param == "in a file":
+        with FileStore(tmp_path / "callbacks.db", clock=clock) as store:
+            yield store
+    else:
+        yield WholeStore(clock=clock) if request.param == "in memory" else DebtStore(clock)
+
+
+HOUR = timedelta(hours=1)
+
+
+def counts(notifier: RecordingNotifier) -> list[int]:
+    return [notice.count for notice in notifier.notified]
+
+
+def test_failures_of_one_queue_give_one_email_and_an_hour_later_one_with_all_others(
+    any_store: FailingStore, clock: FakeClock
+) -> None:
+    notifier = RecordingNotifier()
+    outbox = an_outbox(any_store, notifier, clock)
+    for number in range(25):
+        any_store.fail(str(number), "orders")
+        drain(outbox)
+        clock.advance(timedelta(minutes=2))
+    assert counts(notifier) == [1]
+
+    clock.advance(HOUR - timedelta(minutes=50, seconds=1))
+    drain(outbox)
+    assert counts(notifier) == [1], "an e-mail within the hour"
+    clock.advance(1)
+    drain(outbox)
+
+    first, digest = notifier.notified
+    assert [status.id for status in first.callbacks] == ["0"]
+    assert (digest.email_address, digest.queue_id) == (ADDRESS, "orders")
+    assert (digest.count, digest.unlisted) == (24, 4)
+    assert [status.id for status in digest.callbacks] == [str(number) for number in range(1, 21)]
+
+
+@pytest.mark.parametrize("kind", ["in memory", "in a file"])
+def test_ten_thousand_failures_are_two_emails(kind: str, clock: FakeClock, tmp_path: Path) -> None:
+    whole = kind == "in memory"
+    store = InMemoryDataAccess(clock=clock) if whole else SQLiteDataAccess(tmp_path / "callbacks.db", clock=clock)
+    notifier = RecordingNotifier()
+    outbox = an_outbox(store, notifier, clock)
+    failure = Transition(state=CallbackState.FAILED, notify=True, failed_reason=FailedReason.ABANDONED)
+
+    with store:
+        for _ in range(10):
+            store.store_callback_requests([a_request()] * 1000)
+            failing = store.acquire_locks("machine", lock_timeout=timedelta(seconds=30), limit=1000)
+            store.record_attempts(
+                [AttemptRecord(acquired=one, attempt=None, transition=failure) for one in failing[:1]]
+            )
+            drain(outbox)
+            store.record_attempts(
+                [AttemptRecord(acquired=one, attempt=None, transition=failure) for one in failing[1:]]
+            )
+            drain(outbox)
+        assert counts(notifier) == [1]
+
+        for _ in range(3):
+            clock.advance(HOUR)
+            drain(outbox)
+
+        assert counts(notifier) == [1, 9999]
+        purged = [store.purge(finished_for=timedelta(0), limit=20_000) for _ in range(2)]
+        assert purged == [10_000, 0], "no debt may be left"
+
+
+def test_the_limit_holds_for_all_outboxes_on_a_store_and_across_restarts(clock: FakeClock, tmp_path: Path) -> None:
+    notifier = RecordingNotifier()
+    for number in range(12):
+        with FileStore(tmp_path / "callbacks.db", clock=clock) as store:
+            store.fail(str(number), "orders")
+            drain(an_outbox(store, notifier, clock))
+            clock.advance(timedelta(minutes=10))
+
+    assert counts(notifier) == [1, 6]
+
+
+@pytest.mark.parametrize(
+    ("interval", "notified"),
+    [
+        (timedelta(0), [1, 1, 1, 1]),
+        (timedelta(minutes=2), [1, 1, 2]),
+        (timedelta(hours=1), [1]),
+        (None, [1]),
+        ("often", [1]),
+    ],
+)
+def test_the_notifier_says_how_long_an_address_is_left_alone(
+    store: FailingStore, clock: FakeClock, interval: Any, notified: list[int]
+) -> None:
+    notifier = RecordingNotifier(interval=interval)
+    outbox = an_outbox(store, notifier, clock)
+
+    for number in range(4):
+        store.fail(str(number), "orders")
+        drain(outbox)
+        clock.advance(timedelta(minutes=1))
+        drain(outbox)
+
+    assert counts(notifier) == notified
+
+
+@pytest.mark.parametrize("interval", [-timedelta(seconds=1), timedelta.max])
+def test_an_interval_that_the_store_would_refuse_is_refused_before_an_email_is_sent(
+    clock: FakeClock, interval: timedelta
+) -> None:
+    with pytest.raises(InvalidRequestError) as refusal:
+        an_outbox(DebtStore(clock), RecordingNotifier(interval=interval), clock)
+
+    assert [path for path, _ in refusal.value.errors] == ["notifier.interval"]
+
+
+def test_tries_are_not_held_back_and_their_email_tells_of_the_same(store: FailingStore, clock: FakeClock) -> None:
+    notifier = RecordingNotifier(fail=2)
+    outbox = an_outbox(store, notifier, clock)
+    for number in range(3):
+        store.fail(str(number), "orders")
+        drain(outbox)
+        clock.advance(timedelta(minutes=1))
+
+    assert [status.id for status in notifier.notified[0].callbacks] == ["0"]
+    clock.advance(HOUR)
+    drain(outbox)
+    assert counts(notifier) == [1, 2]
+
+
+def test_an_email_that_is_given_up_gives_up_what_it_told_of_and_nothing_else(
+    store: FailingStore, clock: FakeClock
+) -> None:
+    store.fail("a", "orders")
+    notifier = RecordingNotifier(fail=1 + len(EVERY_DELAY))
+    outbox = an_outbox(store, notifier, clock)
+    drain(outbox)
+    store.fail("b", "orders")
+
+    for delay in [*EVERY_DELAY, HOUR]:
+        assert told(notifier) == []
+        clock.advance(delay)
+        drain(outbox)
+
+    assert told(notifier) == ["b"]
+
+
+def test_an_address_that_is_refused_for_good_is_asked_once_an_hour(store: FailingStore, clock: FakeClock) -> None:
+    notifier = Intercepted(RecordingNotifier())
+    notifier.before["notify"] = raising(*[NotificationError("the recipient: 550", permanent=True)] * 100)
+    outbox = an_outbox(store, notifier, clock)
+
+    for number in range(70):
+        store.fail(str(number), "orders")
+        drain(outbox)
+        clock.advance(timedelta(minutes=1))
+
+    assert [name for name, _ in notifier.calls] == ["notify"] * 2
+
+
+def test_a_callback_that_failed_twice_is_listed_once_and_counted_twice(clock: FakeClock) -> None:
+    store = WholeStore(clock=clock)
+    store.fail("a", "")
+    store.request_transition("a", Action.REDELIVER)
+    store.fail("a", "")
+    notifier = RecordingNotifier()
+
+    drain(an_outbox(store, notifier, clock))
+
+    assert told(notifier) == ["a"]
+    [notice] = notifier.notified
+    assert (notice.count, notice.unlisted) == (2, 0)
+
+
+@pytest.mark.parametrize("error", [CallbackNotFoundError("b"), DataAccessError("unreadable")])
+def test_one_callback_that_is_gone_or_unreadable_keeps_no_other_from_being_told(
+    store: FailingStore, clock: FakeClock, error: Exception
+) -> None:
+    for id in "abc":
+        store.fail(id, "orders")
+    damaged = Intercepted(store)
+    damaged.before["get_callback_status"] = raising(error)
+    notifier = RecordingNotifier()
+
+    drain(an_outbox(damaged, notifier, clock))
+
+    assert told(notifier) == ["b", "c"]
+    [notice] = notifier.notified
+    assert (notice.count, notice.unlisted) == (3, 1)
+
+
+def test_when_all_that_would_be_listed_are_gone_the_others_are_still_counted(
+    store: FailingStore, clock: FakeClock
+) -> None:
+    for number in range(MOST_LISTED + 1):
+        store.fail(str(number), "orders")
+    purged = Intercepted(store)
+    purged.before["get_callback_status"] = raising(*[CallbackNotFoundError("gone")] * MOST_LISTED)
+    notifier = RecordingNotifier()
+
+    drain(an_outbox(purged, notifier, clock))
+
+    [notice] = notifier.notified
+    assert (notice.callbacks, notice.count, notice.unlisted) == ((), MOST_LISTED + 1, MOST_LISTED + 1)
+
+
+def test_a_transient_fault_of_the_store_makes_no_email_poorer(store: FailingStore, clock: FakeClock) -> None:
+    for id in "abc":
+        store.fail(id, "orders")
+    flaky = Intercepted(store)
+    flaky.before["get_callback_status"] = raising(TransientDataAccessError("busy"))
+    notifier = RecordingNotifier()
+    outbox = an_outbox(flaky, notifier, clock)
+
+    outbox.step()
+    clock.advance(LEASE)
+    drain(outbox)
+
+    assert told(notifier) == ["a", "b", "c"]
+
+
+def test_a_copy_has_the_same_key_and_nothing_else_has(any_store: FailingStore, clock: FakeClock) -> None:
+    any_store.fail("a", "orders")
+    notifier = RecordingNotifier(interval=timedelta(0))
+    unlucky = Intercepted(any_store)
+    unlucky.before["record_notification"] = raising(DataAccessError("lost"))
+    outbox = an_outbox(unlucky, notifier, clock)
+
+    outbox.step()
+    any_store.fail("b", "orders")
+    clock.advance(LEASE)
+    drain(outbox)
+
+    assert told(notifier) == ["a", "a", "b"]
+    first, copy, other = [notice.key for notice in notifier.notified]
+    assert first == copy != other
+    assert re.fullmatch("[0-9a-f]{32}", first)
 
 
 # When it fails.
@@ -346,7 +624,9 @@ def test_an_email_about_a_callback_that_is_gone_is_dropped(store: FailingStore, 
     drain(outbox)
 
     assert notifier.notified == []
-    assert [options for name, options in purged.calls if name == "record_notification"] == [{"retry_in": None}]
+    assert [options for name, options in purged.calls if name == "record_notification"] == [
+        {"retry_in": None, "quiet_for": timedelta(0)}
+    ]
 
 
 def test_a_callback_that_can_never_be_read_is_given_up_in_the_end(store: FailingStore, clock: FakeClock) -> None:
@@ -514,9 +794,9 @@ class Doorbell:
         self._rang = threading.Condition()
         self.act: Callable[[], object] = lambda: None
 
-    def notify(self, status: CallbackStatus) -> None:
+    def notify(self, notice: FailureNotice) -> None:
         with self._rang:
-            self.ids.append(status.id)
+            self.ids += [status.id for status in notice.callbacks]
             self._rang.notify_all()
         self.act()
 

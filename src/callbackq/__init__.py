@@ -39,7 +39,7 @@ from callbackq.errors import (
     TransientDataAccessError,
 )
 from callbackq.events import LoggingObserver, Observer
-from callbackq.notifier import Notifier, SMTPNotifier
+from callbackq.notifier import FailureNotice, Notifier, SMTPNotifier
 from callbackq.signing import Signer
 from callbackq.stores.memory import InMemoryDataAccess
 from callbackq.stores.sqlite import SQLiteDataAccess
@@ -64,6 +64,7 @@ __all__ = [
     "Dispatcher",
     "DispatcherStateError",
     "FailedReason",
+    "FailureNotice",
     "HTTPTransport",
     "Health",
     "IllegalTransitionError",

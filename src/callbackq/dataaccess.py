@@ -32,6 +32,7 @@ from callbackq.core.validation import (
 from callbackq.errors import LockLostError
 
 __all__ = [
+    "MOST_LISTED",
     "Acquired",
     "Action",
     "AttemptRecord",
@@ -368,22 +369,33 @@ class DataAccess(Protocol):
         self.close()
 
 
+MOST_LISTED: Final = 20
+"""How many callbacks an e-mail about many failures lists."""
+
+
 @frozen(kw_only=True, eq=False)
 class Notification:
     """
-    An e-mail that is owed for a final failure, leased for one try.
+    An e-mail that is owed for final failures, leased for one try.
 
     Attributes:
-        callback_id: the callback that failed.
         email_address: whom to tell. Not shown by repr.
-        tries: tries made before this one.
+        queue_id: the queue of the callbacks that failed; empty for all those without one.
+        callback_ids: the callbacks of its first failures, oldest first, at most `MOST_LISTED`. One that failed twice is
+            there twice.
+        count: how many failures it tells of, those that aren't listed included.
+        tries: tries of this e-mail that were made before this one.
         token: identifies the lease.
+        first_token: identifies the e-mail: the token of its first lease.
     """
 
-    callback_id: str
     email_address: str = field(repr=False)
+    queue_id: str
+    callback_ids: tuple[str, ...]
+    count: int
     tries: int
     token: int
+    first_token: int
 
 
 @runtime_checkable
@@ -393,19 +405,41 @@ class SupportsNotifications(Protocol):
 
     A debt is written in the transaction that makes the callback FAILED with ``Transition.notify``, and lives on
     its own from then on: redelivery doesn't take it back.
+
+    Debts with the same e-mail address and queue id form a *mailing*, those without a queue id among them, too. It is
+    what is leased, and has a due time: of its first debt, now; a later debt doesn't move it. A mailing that owes
+    nothing is remembered until its due time, so that a debt that comes before finds it; after that it is forgotten.
+
+    The cost of both methods doesn't grow with the number of mailings or of debts, except that paid debts must be
+    deleted at some time: many of them in small steps, or deliveries would have to wait.
     """
 
     @abstractmethod
     def acquire_notifications(self, *, lock_timeout: timedelta, limit: int) -> list[Notification]:
-        """Lease due notifications, oldest first. Due: never leased, or due again, or its lease has timed out."""
+        """
+        Lease mailings that are due and owe something, those longest due first; at most *limit*.
+
+        * Each is leased under a new token and due again *lock_timeout* from now. However many callers race, each goes
+          to one of them.
+        * The first lease of an e-mail decides of which debts it tells: all there are. It tells of the same, and has
+          the same *first_token*, until `record_notification` ends it, however often it is tried or its lease times
+          out. Debts that come later are left to the next e-mail.
+        """
         ...
 
     @abstractmethod
-    def record_notification(self, notification: Notification, *, retry_in: timedelta | None) -> None:
+    def record_notification(
+        self, notification: Notification, *, retry_in: timedelta | None, quiet_for: timedelta = timedelta(0)
+    ) -> None:
         """
-        End the lease: the debt is paid or given up (``None``), or due again after *retry_in*, with one more try.
+        End the lease.
 
-        A notification whose lease was lost is left alone, silently: its e-mail was sent twice at worst.
+        * ``retry_in=None``: the e-mail was sent or is given up. The debts that it tells of are gone, no others; the
+          mailing is due *quiet_for* from now, and its next e-mail begins without tries.
+        * Otherwise the mailing is due *retry_in* from now, with one more try.
+
+        A notification whose lease was lost is left alone, silently: its e-mail was sent twice at worst. So is one
+        whose lease has been ended.
         """
         ...
 
@@ -501,7 +535,7 @@ def check_arguments(**arguments: object) -> None:
         check_arguments(machine_name=machine_name, lock_timeout=lock_timeout, limit=limit)
 
     Names that can be checked: action, delay, finished_for, id (for storing), limit, lock_timeout, machine_name,
-    page_size, path (of a backup), queue_id, request, retry_in, state.
+    page_size, path (of a backup), queue_id, quiet_for, request, retry_in, state.
 
     Raises:
         InvalidRequestError: with every fault; its path is the argument's name.
@@ -569,6 +603,7 @@ _ARGUMENTS: Final[Mapping[str, Check]] = MappingProxyType(
         "page_size": _check_count,
         "path": _check_path,
         "queue_id": _check_queue_id,
+        "quiet_for": check_duration,
         "request": _check_request,
         "retry_in": _check_retry_in,
         "state": _check_state,

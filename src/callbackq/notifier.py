@@ -1,5 +1,5 @@
 """
-Telling somebody by e-mail that a callback has failed for good.
+Telling somebody by e-mail that callbacks have failed for good.
 
 A notifier sees one e-mail accepted, or raises. What it says is written in `callbackq.core.failure_email`; who is owed
 one, and when it is tried again, is the outbox's business.
@@ -29,12 +29,14 @@ from tenacity import (
 )
 
 from callbackq.clock import Clock, SystemClock
-from callbackq.core.failure_email import compose
-from callbackq.core.models import CallbackStatus
-from callbackq.core.validation import Fault, check_email_address
+from callbackq.core.failure_email import FailureNotice, compose
+from callbackq.core.validation import Fault, check_duration, check_email_address
 from callbackq.errors import InvalidRequestError, NotificationError
 
-__all__ = ["Notifier", "SMTPNotifier"]
+__all__ = ["STANDARD_INTERVAL", "FailureNotice", "Notifier", "SMTPNotifier"]
+
+STANDARD_INTERVAL: Final = timedelta(hours=1)
+"""How long after an e-mail its address gets no other about the same queue."""
 
 _STANDARD_PORTS: Final = {"starttls": 587, "tls": 465, "none": 25}
 _LONGEST_TIMEOUT: Final = timedelta(minutes=10)
@@ -54,27 +56,31 @@ _ENHANCED_CODE = re.compile(rb"[245]\.[0-9]{1,3}\.[0-9]{1,3}(?![0-9.])")
 
 class Notifier(Protocol):
     """
-    Tells somebody that a callback has failed for good.
+    Tells somebody that callbacks have failed for good.
 
-    May also have an attribute ``deadline``, a timedelta that `notify` never outlasts: an e-mail is then leased for
-    longer than that. Without it, a call that takes more than two minutes may be made twice.
+    May also have two attributes, timedeltas:
+
+    * ``deadline``, which `notify` never outlasts: an e-mail is then leased for longer than that. Without it, a call
+      that takes more than two minutes may be made twice.
+    * ``interval``: how long an address is left alone about a queue after it was told something about that, one hour
+      without it. What fails meanwhile is told together. Nothing is held back with an interval of 0.
     """
 
-    def notify(self, status: CallbackStatus) -> None:
+    def notify(self, notice: FailureNotice) -> None:
         """
         See one e-mail (or whatever it is) accepted, blocking.
 
         * Returning means accepted: nobody will ask again.
         * Raising anything means not accepted: the call is repeated later, for about a day.
         * A `NotificationError` with ``permanent=True`` means that repeating it is pointless.
-        * One failure may be reported twice: when the process dies after the e-mail was accepted and before that
-          was recorded.
+        * The same may be told twice, with the same ``notice.key``: when the process dies after the e-mail was accepted
+          and before that was recorded.
 
         Called from the outbox's thread, one call at a time; other machines may call at the same time for other
-        callbacks.
+        addresses and queues.
 
         Args:
-            status: the callback as it is now, which may no longer be FAILED: somebody may have redelivered it.
+            notice: whom to tell, and what.
         """
         ...
 
@@ -100,6 +106,8 @@ class SMTPNotifier:
             ``"none"``, which is for a server on this machine.
         timeout: the longest time one call of `notify` takes, name look-up, TLS and all further tries included.
         pause: before the second try in one call; doubled before the third and last.
+        interval: how long after an e-mail its address gets no other about the same queue: what fails meanwhile comes in
+            one e-mail. It holds for all dispatchers on one store. Not negative; 0: an e-mail as soon as possible.
         ssl_context: how to verify the server; ``None`` for the system's certificate authorities.
         allowed_domains: the domains that may be written to: ``"example.com"``, or ``".example.com"`` for all
             below it; ``None`` for any. The addresses come from whoever stores callbacks.
@@ -122,6 +130,7 @@ class SMTPNotifier:
         security: Literal["starttls", "tls", "none"] = "starttls",
         timeout: timedelta = timedelta(seconds=30),
         pause: timedelta = timedelta(seconds=1),
+        interval: timedelta = STANDARD_INTERVAL,
         ssl_context: ssl.SSLContext | None = None,
         allowed_domains: Collection[str] | None = None,
         local_hostname: str | None = None,
@@ -131,6 +140,7 @@ class SMTPNotifier:
             *_server_faults(host, port, security, local_hostname),
             *_encryption_faults(security, username, password, ssl_context),
             *_time_faults(timeout, pause),
+            *(("interval", reason) for _, reason in check_duration(interval)),
             *_mail_faults(sender, allowed_domains),
         ]
         if faults:
@@ -143,6 +153,7 @@ class SMTPNotifier:
         self._security = security
         self._timeout = timeout
         self._pause = pause
+        self._interval = interval
         self._ssl_context = ssl_context
         self._allowed_domains = None if allowed_domains is None else tuple(d.lower() for d in allowed_domains)
         self._local_hostname = local_hostname
@@ -157,18 +168,23 @@ class SMTPNotifier:
         """The longest time one call of `notify` takes."""
         return self._timeout
 
-    def notify(self, status: CallbackStatus) -> None:
-        """
-        Send the e-mail about one callback.
+    @property
+    def interval(self) -> timedelta:
+        """How long after an e-mail its address gets no other about the same queue."""
+        return self._interval
 
-        Returns when the mail server has accepted it. A second e-mail about the same failure has the same Message-ID.
+    def notify(self, notice: FailureNotice) -> None:
+        """
+        Send one e-mail.
+
+        Returns when the mail server has accepted it. A second copy of the same e-mail has the same Message-ID.
 
         Raises:
             NotificationError: it was not accepted.
         """
-        address = status.request.notification_email_address
+        address = notice.email_address
         self._check_recipient(address)
-        message = compose(status, sender=self._sender, date=self._clock.now())
+        message = compose(notice, sender=self._sender, date=self._clock.now(), interval=self._interval)
         line = _Line()
         accepted: Future[None] = Future()
 

@@ -1,21 +1,25 @@
 """
-The outbox: sees to it that every owed e-mail about a final failure is sent, or given up after about a day.
+The outbox: sees to it that every owed e-mail about final failures is sent, or given up after about a day.
 
-The debts live in the store, written in the transaction of the failure itself. The outbox leases one, hands the
-callback to the notifier and records what came of it, apart from the delivery of callbacks: a mail server that hangs
-slows no queue. Whoever dies between sending and recording leaves a lease that times out, and the e-mail goes out a
-second time; none is lost.
+The debts live in the store, written in the transaction of the failure itself. The outbox leases what one address is
+owed about one queue, hands it to the notifier and records what came of it, apart from the delivery of callbacks: a mail
+server that hangs slows no queue. Whoever dies between sending and recording leaves a lease that times out, and the
+e-mail goes out a second time; none is lost.
 
-Log lines name callbacks by their id, never an address.
+After an e-mail its address is left alone about that queue for the notifier's interval; what fails meanwhile goes into
+the next one. The store keeps that time with the debts, so it holds for all processes and machines.
+
+Log lines name callbacks and queues by their id, never an address.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import random as chance
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Final, Protocol
 
@@ -23,16 +27,18 @@ from callbackq.clock import Clock, SystemClock
 from callbackq.core.models import CallbackStatus, RetryPhase
 from callbackq.core.planning import backoff, margin_of
 from callbackq.core.retry import delay_before_retry
+from callbackq.core.validation import check_duration
 from callbackq.dataaccess import Notification, SupportsNotifications
 from callbackq.errors import (
     CallbackNotFoundError,
     CallbackqError,
+    DataAccessError,
     InvalidRequestError,
     NotificationError,
     TransientDataAccessError,
 )
 from callbackq.faultlog import in_words
-from callbackq.notifier import Notifier
+from callbackq.notifier import STANDARD_INTERVAL, FailureNotice, Notifier
 
 __all__ = ["Outbox", "OutboxStore"]
 
@@ -64,7 +70,8 @@ class Outbox:
 
     Args:
         data_access: where the debts are.
-        notifier: what sends. If it has a ``deadline``, that is taken for the longest a call takes.
+        notifier: what sends. If it has a ``deadline``, that is taken for the longest a call takes; if it has an
+            ``interval``, an address is left alone about a queue for so long after an e-mail, otherwise for an hour.
         lock_timeout: how long an e-mail is leased, and so how late it is taken over from a process that died; by
             default twice the notifier's deadline, at least two minutes.
         poll_interval: the longest rest between two looks into the store.
@@ -72,7 +79,8 @@ class Outbox:
         random: chance, a function from nothing to 0 … 1, that spreads the rests after faults of the store.
 
     Raises:
-        InvalidRequestError: a duration isn't positive, or a lease could time out while its e-mail is being sent.
+        InvalidRequestError: a duration isn't positive, the interval is negative, or a lease could time out while its
+            e-mail is being sent.
     """
 
     def __init__(
@@ -88,7 +96,9 @@ class Outbox:
         deadline = getattr(notifier, "deadline", None)
         self._deadline = deadline if isinstance(deadline, timedelta) else timedelta(0)
         self._lock_timeout = max(2 * self._deadline, _LEAST_LOCK_TIMEOUT) if lock_timeout is None else lock_timeout
-        _check_durations(self._lock_timeout, poll_interval, self._deadline)
+        interval = getattr(notifier, "interval", None)
+        self._interval = interval if isinstance(interval, timedelta) else STANDARD_INTERVAL
+        _check_durations(self._lock_timeout, poll_interval, self._deadline, self._interval)
         self._data_access = data_access
         self._notifier = notifier
         self._poll_interval = poll_interval
@@ -133,39 +143,67 @@ class Outbox:
         return bool(leased)
 
     def _handle(self, notification: Notification, lease_ends: float) -> None:
-        retry_in = None
+        retry_in, quiet_for = None, timedelta(0)
         try:
-            status = self._status_of(notification.callback_id)
-            if status is not None:
+            notice = self._notice_of(notification)
+            if notice is not None:
                 if self._clock.monotonic() + self._deadline.total_seconds() > lease_ends:
                     # A slow store, or a machine that slept. Others may have taken over, or will after the lease.
                     return
-                self._notifier.notify(status)
-                _log.info("the e-mail about callback %a was accepted", notification.callback_id)
+                # Also when it is refused for good: whoever stores callbacks must not make us knock all the time.
+                quiet_for = self._interval
+                self._notifier.notify(notice)
+                _log.info("%s was accepted", _in_short(notification))
         except TransientDataAccessError:
             # The store's fault, not the mail server's: no try of the e-mail's. Its lease ends by itself.
             raise
         except Exception as error:  # the host's notifier may raise anything
             retry_in = self._after_failure(notification, error)
         # A death before this line means a second e-mail; recording before sending could mean none.
-        self._data_access.record_notification(notification, retry_in=retry_in)
+        self._data_access.record_notification(notification, retry_in=retry_in, quiet_for=quiet_for)
 
-    def _status_of(self, id: str) -> CallbackStatus | None:
-        try:
-            return self._data_access.get_callback_status(id)
-        except CallbackNotFoundError:
-            _log.info("callback %a is gone, and with it the e-mail about it", id)
+    def _notice_of(self, notification: Notification) -> FailureNotice | None:
+        found, unreadable = self._read(notification.callback_ids)
+        if not found and unreadable is not None:
+            raise unreadable
+        listed = sum(id in found for id in notification.callback_ids)
+        if not found and notification.count == len(notification.callback_ids):
+            _log.info("%s is dropped: there is nothing left to tell of", _in_short(notification))
             return None
+        return FailureNotice(
+            email_address=notification.email_address,
+            queue_id=notification.queue_id,
+            callbacks=tuple(found.values()),
+            count=notification.count,
+            unlisted=notification.count - listed,
+            key=_key_of(notification),
+        )
+
+    def _read(self, ids: Iterable[str]) -> tuple[dict[str, CallbackStatus], DataAccessError | None]:
+        """Read callbacks, each once. One that is gone or can't be read must not keep the others from being told."""
+        found: dict[str, CallbackStatus] = {}
+        unreadable = None
+        for id in dict.fromkeys(ids):
+            try:
+                found[id] = self._data_access.get_callback_status(id)
+            except CallbackNotFoundError:
+                _log.info("callback %a is gone, and no e-mail will tell of it", id)
+            except TransientDataAccessError:
+                raise
+            except DataAccessError as error:
+                _log.warning("callback %a can't be read for an e-mail: %s", id, _in_words(error))
+                unreadable = error
+        return found, unreadable
 
     def _after_failure(self, notification: Notification, error: Exception) -> timedelta | None:
         tries = notification.tries + 1
         is_permanent = isinstance(error, NotificationError) and error.permanent
         retry_in = None if is_permanent else delay_before_retry(_RETRY_PHASES, tries)
-        id, words = notification.callback_id, _in_words(error)
+        email, words = _in_short(notification), _in_words(error)
         if retry_in is None:
-            _log.error("the e-mail about callback %a is given up after try %d: %s", id, tries, words)
+            _log.error("%s is given up after try %d: %s", email, tries, words)
         else:
-            _log.warning("the e-mail about callback %a failed, try %d: %s; next in %s", id, tries, words, retry_in)
+            _log.warning("%s failed, try %d: %s; next in %s", email, tries, words, retry_in)
         return retry_in
 
     # The thread.
@@ -246,8 +284,11 @@ class _Worker:
             return _LONGEST_REST_SECONDS
 
 
-def _check_durations(lock_timeout: timedelta, poll_interval: timedelta, deadline: timedelta) -> None:
-    faults = []
+def _check_durations(
+    lock_timeout: timedelta, poll_interval: timedelta, deadline: timedelta, interval: timedelta
+) -> None:
+    # The store would refuse the interval only when an e-mail was sent, and it would be sent again and again.
+    faults = [("notifier.interval", reason) for _, reason in check_duration(interval)]
     # The margin is for reading the callback before and for recording after the call.
     if lock_timeout - margin_of(lock_timeout) < deadline:
         reason = "must be longer than the notifier's deadline by 2 s or a tenth of itself, whichever is longer"
@@ -256,6 +297,20 @@ def _check_durations(lock_timeout: timedelta, poll_interval: timedelta, deadline
         faults.append(("poll_interval", "must be longer than nothing"))
     if faults:
         raise InvalidRequestError(faults)
+
+
+def _key_of(notification: Notification) -> str:
+    # The token is one store's own, so the callback's id is needed to tell apart what two stores send to one address.
+    facts = [str(notification.first_token), notification.email_address, *notification.callback_ids[:1]]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
+
+
+def _in_short(notification: Notification) -> str:
+    """Name an e-mail for the log, in which ids must not make lines of their own."""
+    if notification.count == len(notification.callback_ids) == 1:
+        return f"the e-mail about callback {notification.callback_ids[0]!a}"
+    of_queue = f" of queue {notification.queue_id!a}" if notification.queue_id else ""
+    return f"the e-mail about {notification.count} failures{of_queue}"
 
 
 def _in_words(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from attrs import evolve
+from attrs import evolve, frozen
 
 from callbackq.core.lifecycle import Transition
 from callbackq.core.models import (
@@ -440,18 +440,212 @@ class OwesTheEmailAfterTheFailure(Sturdy):
         if written.state is CallbackState.FAILED and transition.notify:
             _a_round_trip()
             with self._mutex:
-                callback = self._callbacks[acquired.id]
-                callback.debts += 1
-                self._debts.put(memory._Debt(callback), self.now())
+                self._owe(self._callbacks[acquired.id], self.now())
         return evolve(written, notify=transition.notify)
 
 
 @breaks(Notifications)
-class PaysUnderAnyLease(Sturdy):
-    def record_notification(self, notification: Notification, *, retry_in: timedelta | None) -> None:
-        for token in self._leased_debts:
-            return super().record_notification(evolve(notification, token=token), retry_in=retry_in)
-        return None
+class SendsAnEmailForEachFailure(Sturdy):
+    def _owe(self, callback: memory._Callback, now: datetime) -> None:
+        super()._owe(callback, now)
+        key = (callback.request.notification_email_address, callback.request.queue_id)
+        self._mailings.pop(key)
+
+
+@breaks(Notifications)
+class MixesTheQueuesOfAnAddress(Sturdy):
+    def _owe(self, callback: memory._Callback, now: datetime) -> None:
+        address, queue_id = callback.request.notification_email_address, callback.request.queue_id
+        mailing = self._mailings.setdefault((address, ""), memory._Mailing(address, queue_id, due=now))
+        self._mailings[address, queue_id] = mailing
+        super()._owe(callback, now)
+
+
+@breaks(Notifications)
+class MixesTheAddressesOfAQueue(Sturdy):
+    def _owe(self, callback: memory._Callback, now: datetime) -> None:
+        address, queue_id = callback.request.notification_email_address, callback.request.queue_id
+        mailing = self._mailings.setdefault(("", queue_id), memory._Mailing(address, queue_id, due=now))
+        self._mailings[address, queue_id] = mailing
+        super()._owe(callback, now)
+
+
+@breaks(Notifications)
+class TellsOfCallbacksWithoutAQueueOneByOne(Sturdy):
+    def _owe(self, callback: memory._Callback, now: datetime) -> None:
+        super()._owe(callback, now)
+        if not callback.request.queue_id:
+            self._mailings.clear()
+
+
+class _ChangesNotifications(Sturdy):
+    def change(self, notification: Notification) -> Notification:
+        raise NotImplementedError
+
+    def acquire_notifications(self, *, lock_timeout: timedelta, limit: int) -> list[Notification]:
+        return [self.change(one) for one in super().acquire_notifications(lock_timeout=lock_timeout, limit=limit)]
+
+
+@breaks(Notifications)
+class CountsOnlyWhatItLists(_ChangesNotifications):
+    def change(self, notification: Notification) -> Notification:
+        return evolve(notification, count=len(notification.callback_ids))
+
+
+@breaks(Notifications)
+class ListsTheNewest(_ChangesNotifications):
+    def change(self, notification: Notification) -> Notification:
+        return evolve(notification, callback_ids=notification.callback_ids[::-1])
+
+
+@breaks(Notifications)
+class ListsAll(_ChangesNotifications):
+    def change(self, notification: Notification) -> Notification:
+        debts = self._leased[notification.token].debts
+        return evolve(notification, callback_ids=tuple(callback.id for callback in debts))
+
+
+@breaks(Notifications)
+class ForgetsTheTriesOfAnEmail(_ChangesNotifications):
+    def change(self, notification: Notification) -> Notification:
+        return evolve(notification, tries=0)
+
+
+@breaks(Notifications)
+class CallsEachLeaseAnEmailOfItsOwn(_ChangesNotifications):
+    def change(self, notification: Notification) -> Notification:
+        return evolve(notification, first_token=notification.token)
+
+
+@frozen
+class _End:
+    """The arguments of a call of record_notification."""
+
+    notification: Notification
+    retry_in: timedelta | None
+    quiet_for: timedelta
+
+
+class _ChangesEnds(Sturdy):
+    def change(self, end: _End, mailing: memory._Mailing | None) -> _End:
+        """Change what is recorded, or the mailing that it is recorded of, if the lease is live."""
+        raise NotImplementedError
+
+    def record_notification(
+        self, notification: Notification, *, retry_in: timedelta | None, quiet_for: timedelta = timedelta(0)
+    ) -> None:
+        end = self.change(_End(notification, retry_in, quiet_for), self._leased.get(notification.token))
+        super().record_notification(end.notification, retry_in=end.retry_in, quiet_for=end.quiet_for)
+
+
+@breaks(Notifications)
+class PaysUnderAnyLease(_ChangesEnds):
+    def change(self, end: _End, mailing: memory._Mailing | None) -> _End:
+        for token in self._leased:
+            return evolve(end, notification=evolve(end.notification, token=token))
+        return end
+
+
+@breaks(Notifications)
+class PaysWhatWasNotTold(_ChangesEnds):
+    """Takes all debts with a payment, also those that came after the lease."""
+
+    def change(self, end: _End, mailing: memory._Mailing | None) -> _End:
+        if mailing is not None:
+            mailing.covered = len(mailing.debts)
+        return end
+
+
+@breaks(Notifications)
+class PaysOnlyWhatItLists(_ChangesEnds):
+    def change(self, end: _End, mailing: memory._Mailing | None) -> _End:
+        if mailing is not None:
+            mailing.covered = len(end.notification.callback_ids)
+        return end
+
+
+@breaks(Notifications)
+class TellsOfMoreWithEachTry(Sturdy):
+    """Adds the debts that came after the first lease, so that the last try may be the only one for some of them."""
+
+    def acquire_notifications(self, *, lock_timeout: timedelta, limit: int) -> list[Notification]:
+        for mailing in self._mailings.values():
+            if mailing.covered and mailing.due <= self.now():
+                mailing.covered = len(mailing.debts)
+        return super().acquire_notifications(lock_timeout=lock_timeout, limit=limit)
+
+
+@breaks(Notifications)
+class KnowsNoQuietTime(_ChangesEnds):
+    def change(self, end: _End, mailing: memory._Mailing | None) -> _End:
+        return evolve(end, quiet_for=timedelta(0))
+
+
+@breaks(Notifications)
+class IsQuietByItsOwnPolicy(_ChangesEnds):
+    def change(self, end: _End, mailing: memory._Mailing | None) -> _End:
+        return evolve(end, quiet_for=max(end.quiet_for, timedelta(hours=1)))
+
+
+@breaks(Notifications)
+class IsQuietAfterAFailedTry(_ChangesEnds):
+    def change(self, end: _End, mailing: memory._Mailing | None) -> _End:
+        return end if end.retry_in is None else evolve(end, retry_in=end.retry_in + end.quiet_for)
+
+
+@breaks(Notifications)
+class ForgetsAQuietTimeInWhichNothingIsOwed(Sturdy):
+    def _owe(self, callback: memory._Callback, now: datetime) -> None:
+        key = (callback.request.notification_email_address, callback.request.queue_id)
+        if (mailing := self._mailings.get(key)) and not mailing.debts:
+            mailing.due = now
+        super()._owe(callback, now)
+
+
+@breaks(Notifications)
+class ForgetsAQuietTimeInWhichSomethingIsOwed(Sturdy):
+    def _owe(self, callback: memory._Callback, now: datetime) -> None:
+        super()._owe(callback, now)
+        key = (callback.request.notification_email_address, callback.request.queue_id)
+        mailing = self._mailings[key]
+        if not mailing.covered:
+            self._owing.remove(mailing)
+            self._put(mailing, now)
+
+
+@breaks(Notifications)
+class ProlongsTheQuietTimeWithEachFailure(Sturdy):
+    def _owe(self, callback: memory._Callback, now: datetime) -> None:
+        super()._owe(callback, now)
+        key = (callback.request.notification_email_address, callback.request.queue_id)
+        mailing = self._mailings[key]
+        if mailing.due > now and not mailing.covered:
+            self._owing.remove(mailing)
+            self._put(mailing, now + timedelta(hours=1))
+
+
+@breaks(Notifications)
+class LosesDebtsOfQuietMailings(Sturdy):
+    def _forget_mailings(self, now: datetime) -> None:
+        for mailing in list(self._mailings.values()):
+            if mailing.due > now and not mailing.covered and len(mailing.debts) == 1:
+                self._owing.remove(mailing)
+
+
+@breaks(Notifications)
+class ForgetsQuietTimesOnReopening(Sturdy):
+    def reopened(self, clock: FakeClock) -> InMemoryDataAccess:
+        for mailing in self._mailings.values():
+            if not mailing.covered:
+                self._owing.remove(mailing)
+                self._put(mailing, self.now())
+        return super().reopened(clock)
+
+
+@breaks(Notifications)
+class LeasesTheNewestFirst(Sturdy):
+    def acquire_notifications(self, *, lock_timeout: timedelta, limit: int) -> list[Notification]:
+        return super().acquire_notifications(lock_timeout=lock_timeout, limit=limit)[::-1]
 
 
 # Clause 10
@@ -612,6 +806,13 @@ class StaysClosed(Sturdy):
 
 
 # Clause 15
+
+
+@breaks(Purge)
+class PurgesWhatOwesAnEmail(Sturdy):
+    def _owe(self, callback: memory._Callback, now: datetime) -> None:
+        super()._owe(callback, now)
+        callback.debts = 0
 
 
 @breaks(Purge)

@@ -266,7 +266,7 @@ def test_the_final_failure_is_mailed_with_retries_of_its_own_and_blocks_no_queue
         clock.advance(timedelta(minutes=2))
         dispatcher.run_until_idle()
 
-    assert [status.id for status in notifier.notified] == [failed]
+    assert [status.id for notice in notifier.notified for status in notice.callbacks] == [failed]
 
 
 def test_a_stored_request_that_cannot_be_read_fails_alone(

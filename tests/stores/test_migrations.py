@@ -61,7 +61,7 @@ def test_opening_again_changes_nothing(path: Path) -> None:
 
 def test_a_migration_that_fails_leaves_no_half_of_itself(path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("CREATE TABLE callbackq_notifications (somebody, elses)")
+        connection.execute("CREATE TABLE callbackq_mailings (somebody, elses)")
     before = schema_of(path)
 
     with pytest.raises(DataAccessError, match="refused a statement"):

@@ -31,10 +31,15 @@ INDEXES = {
     "list_queue": ["callbackq_numbers (queue=?)", "(name=?)"],
     "end_locks_of_holder": ["callbackq_locked (holder=?)"],
     "end_all_locks": ["callbackq_locked"],
-    "due_notifications": ["callbackq_notifications_due (due<?)"],
-    "pay_notification": ["callbackq_notifications_of_callback (callback=?)", "(id=?)"],
-    "postpone_notification": ["callbackq_notifications_of_callback (callback=?)", "(id=?)"],
-    "purgeable": ["callbackq_finished (finished>? and finished<?)", "callbackq_notifications_of_callback (callback=?)"],
+    "number_debt": ["integer primary key (rowid=?)"],
+    "add_debt": ["(email_address=? and queue=?)"],
+    "mailing_due": ["callbackq_owing (due<?)", "callbackq_quiet (due<?)"],
+    "due_mailings": ["callbackq_owing (due<?)"],
+    "told_callbacks": ["primary key (mailing=? and number>? and number<?)"],
+    "leased_mailing": ["(email_address=? and queue=?)", "(name=?)"],
+    "forget_debts": ["primary key (mailing=? and number<?)"],
+    "quiet_mailings": ["callbackq_quiet (due<?)"],
+    "purgeable": ["callbackq_finished (finished>? and finished<?)", "callbackq_debts_of_callback (callback=?)"],
     "forget_history": ["callbackq_history_of_callback (callback=?)"],
 }
 
@@ -43,7 +48,7 @@ WHOLE = {
     "schema_exists": "sqlite_master",
     "other_tables": "sqlite_master",
     "end_all_locks": "callbackq_locked",
-    "end_all_leases": "callbackq_notifications",
+    "end_all_leases": "callbackq_mailings",
     "holders": "callbackq_holders",
     "remove_all_holders": "callbackq_holders",
 }

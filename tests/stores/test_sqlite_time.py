@@ -131,7 +131,7 @@ def test_a_reboot_frees_leased_notifications(path: Path, clock: FakeClock) -> No
 
     with SQLiteDataAccess(path, clock=clock) as after:
         (again,) = after.acquire_notifications(lock_timeout=DAY, limit=1)
-        assert (again.callback_id, again.tries) == ("failed", 0)
+        assert (again.callback_ids, again.tries) == (("failed",), 0)
         assert again.token > leased.token
 
 

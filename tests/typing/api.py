@@ -29,6 +29,7 @@ from callbackq import (
     DataAccess,
     Dispatcher,
     FailedReason,
+    FailureNotice,
     Health,
     HTTPTransport,
     InMemoryDataAccess,
@@ -206,8 +207,10 @@ class MyObserver:
 
 
 class MyNotifier:
-    def notify(self, status: CallbackStatus) -> None:
-        print(status.request.notification_email_address)
+    def notify(self, notice: FailureNotice) -> None:
+        assert_type(notice.callbacks, tuple[CallbackStatus, ...])
+        assert_type(notice.count, int)
+        print(notice.email_address, notice.queue_id, notice.unlisted, notice.key)
 
 
 class MyTransport:
@@ -331,6 +334,7 @@ def notifiers() -> None:
         password="secret",
         security="starttls",
         timeout=timedelta(seconds=20),
+        interval=timedelta(hours=6),
         allowed_domains=["shop.example"],
     )
 

@@ -1,8 +1,8 @@
 """
-What the e-mail about a final failure says.
+What the e-mail about final failures says: about one callback all that may be told, about many a list.
 
-It may be read by people who must not see what the callback carries: it holds no header, no query string and no body,
-neither of the request nor of an answer. Ids come from whoever stored the callback. They are shown as Python writes
+It may be read by people who must not see what a callback carries: it holds no header, no query string and no body,
+neither of a request nor of an answer. Ids come from whoever stored the callback. They are shown as Python writes
 strings, so that no line break, control character or change of direction is left in them.
 """
 
@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from email import charset, policy
 from email.header import Header
 from email.mime.text import MIMEText
 from email.utils import format_datetime
 from typing import Final
 
+from attrs import field, frozen
+
 from callbackq.core.models import AttemptFailure, CallbackAttempt, CallbackState, CallbackStatus, FailedReason
 
-__all__ = ["compose"]
+__all__ = ["FailureNotice", "compose"]
 
 _REASONS: Final = {
     FailedReason.EXHAUSTED: "every attempt its retry phases allow has failed",
@@ -29,57 +31,138 @@ _REASONS: Final = {
 }
 
 
-def compose(status: CallbackStatus, *, sender: str, date: datetime) -> bytes:
+@frozen(kw_only=True)
+class FailureNotice:
     """
-    Write the e-mail about a callback that failed for good.
+    What one e-mail tells: one final failure, or all that one address is owed about one queue.
+
+    Attributes:
+        email_address: whom to tell.
+        queue_id: the queue of the callbacks; empty for callbacks without one.
+        callbacks: those that failed first, oldest first, each once and as it is now, which may no longer be FAILED:
+            somebody may have redelivered it. At most twenty; empty only if none of many can be read any more.
+        count: how many final failures it tells of, at least 1. A callback that failed, was redelivered and failed again
+            counts twice.
+        unlisted: how many of them are failures of other callbacks than those listed.
+        key: the same when this is told a second time, because it is not known whether it was accepted, and no other
+            notice's. 32 hexadecimal digits.
+    """
+
+    email_address: str = field(repr=False)
+    queue_id: str
+    callbacks: tuple[CallbackStatus, ...]
+    count: int
+    unlisted: int = 0
+    key: str
+
+
+def compose(notice: FailureNotice, *, sender: str, date: datetime, interval: timedelta) -> bytes:
+    """
+    Write the e-mail about callbacks that failed for good.
 
     Args:
-        status: the callback, as it is now. Its address must have been checked.
+        notice: what it tells. Its address must have been checked.
         sender: who it comes from, checked as well.
         date: when.
+        interval: how long the next e-mail about the same queue will be held back.
 
     Returns:
         The message as it goes over the wire: ASCII, lines of at most 998 characters that end in CR LF. A second one
-        about the same failure has the same Message-ID.
+        from the same notice has the same Message-ID.
     """
     # Not EmailMessage: it loses blanks when it folds a long subject that isn't ASCII (264 of 3,000 on Python 3.11.7,
     # 131 on 3.13.0; Header none).
     utf8 = charset.Charset("utf-8")
     utf8.body_encoding = charset.QP
-    message = MIMEText(_text(status), "plain", utf8)  # type: ignore[arg-type]  # typeshed knows only names here
-    subject = f"callbackq: callback {status.id!r} could not be delivered"
+    text = "\n".join([*_body(notice), "", *_ending(notice, interval), ""])
+    message = MIMEText(text, "plain", utf8)  # type: ignore[arg-type]  # typeshed knows only names here
+    subject = _subject(notice)
     # A mail program would decode an id that looks like an encoded word (RFC 2047).
     is_plain = subject.isascii() and "=?" not in subject
     message["Subject"] = Header(subject, "us-ascii" if is_plain else "utf-8", header_name="Subject").encode()
     message["From"] = sender
-    message["To"] = status.request.notification_email_address
+    message["To"] = notice.email_address
     message["Date"] = format_datetime(date)
-    message["Message-ID"] = _message_id(status, sender)
+    message["Message-ID"] = _message_id(notice, sender)
     message["Auto-Submitted"] = "auto-generated"  # RFC 3834, section 5: no automatic answers
     return message.as_bytes(policy=policy.compat32.clone(linesep="\r\n", max_line_length=998))
 
 
-def _message_id(status: CallbackStatus, sender: str) -> str:
-    # The same for a second e-mail about one failure; another one when it is redelivered and fails again, which takes
-    # a lock with a new token. Hashed, since an id may hold what a Message-ID can't.
-    token = max((lock.token for lock in status.locks), default=0)
-    digest = hashlib.sha256(f"{status.id}\n{token}".encode()).hexdigest()[:32]
+def _message_id(notice: FailureNotice, sender: str) -> str:
+    # Hashed, since a notice that somebody else made may hold as its key what a Message-ID can't.
+    digest = hashlib.sha256(notice.key.encode()).hexdigest()[:32]
     return f"<callbackq.{digest}@{sender.rpartition('@')[2]}>"
 
 
-def _text(status: CallbackStatus) -> str:
-    return "\n".join(
-        [
-            "A callback could not be delivered.",
-            "",
-            *(f"{name + ':':<15}{value}" for name, value in _facts(status)),
-            "",
-            *_advice(status),
-            "",
-            "This address was stored with the callback as its notification_email_address.",
-            "",
-        ]
-    )
+def _is_single(notice: FailureNotice) -> bool:
+    return notice.count == len(notice.callbacks) == 1
+
+
+def _subject(notice: FailureNotice) -> str:
+    if _is_single(notice):
+        return f"callbackq: callback {notice.callbacks[0].id!r} could not be delivered"
+    of_queue = f" of queue {notice.queue_id!r}" if notice.queue_id else ""
+    return f"callbackq: {notice.count} callbacks{of_queue} could not be delivered"
+
+
+def _body(notice: FailureNotice) -> Iterator[str]:
+    if _is_single(notice):
+        yield from _about_one(notice.callbacks[0])
+    else:
+        yield from _about_many(notice)
+
+
+def _ending(notice: FailureNotice, interval: timedelta) -> Iterator[str]:
+    if interval:
+        queue = "this queue" if notice.queue_id else "callbacks without a queue"
+        yield f"The next e-mail about {queue} comes {interval} (h:mm:ss) after this one at the earliest. It will tell"
+        yield "of all failures until then."
+        yield ""
+    yield f"This address was stored with the callback{'' if _is_single(notice) else 's'} as notification_email_address."
+
+
+# About many.
+
+
+def _about_many(notice: FailureNotice) -> Iterator[str]:
+    yield "Callbacks could not be delivered."
+    yield ""
+    yield f"Failures: {notice.count}"
+    yield f"Queue:    {repr(notice.queue_id) if notice.queue_id else 'each has one of its own'}"
+    yield ""
+    for status in notice.callbacks:
+        yield from _in_brief(status)
+    if notice.unlisted:
+        yield f"and {notice.unlisted} more." if notice.callbacks else "None of them can be listed."
+        yield ""
+    if any(_holds(status) for status in notice.callbacks):
+        yield "A failed callback that holds its queue does so until it is redelivered, skipped or cancelled."
+    yield f"To see them all:  data_access.list_callbacks(state=CallbackState.FAILED, queue_id={notice.queue_id!r})"
+    yield "To try one again: data_access.request_transition(id, Action.REDELIVER)"
+
+
+def _in_brief(status: CallbackStatus) -> Iterator[str]:
+    yield f"{status.id!r}, number {status.sequence}" if status.queue_id else repr(status.id)
+    yield f"    {_request(status)}"
+    if status.state is not CallbackState.FAILED:
+        yield f"    taken up again since; its state is now: {status.state.value}"
+    reason = f"{status.failed_reason.value}, " if status.failed_reason else ""
+    yield f"    {reason}attempts: {len(status.attempts)}"
+    if status.attempts:
+        last = status.attempts[-1]
+        yield f"    last attempt {_instant(last.time)}: {_answer(last)}"
+    yield ""
+
+
+# About one.
+
+
+def _about_one(status: CallbackStatus) -> Iterator[str]:
+    yield "A callback could not be delivered."
+    yield ""
+    yield from (f"{name + ':':<15}{value}" for name, value in _facts(status))
+    yield ""
+    yield from _advice(status)
 
 
 def _facts(status: CallbackStatus) -> Iterator[tuple[str, str]]:
@@ -87,7 +170,7 @@ def _facts(status: CallbackStatus) -> Iterator[tuple[str, str]]:
     yield "Callback", repr(status.id)
     yield "Queue", f"{status.queue_id!r}, number {status.sequence}" if status.queue_id else "one of its own"
     yield "Application", repr(request.application_id) if request.application_id else "not named"
-    yield "Request", f"{request.method} {request.target.origin}"
+    yield "Request", _request(status)
     if status.failed_reason is not None:
         yield "Reason", f"{status.failed_reason.value}: {_REASONS[status.failed_reason]}"
     yield "Attempts", str(len(status.attempts))
@@ -95,31 +178,38 @@ def _facts(status: CallbackStatus) -> Iterator[tuple[str, str]]:
         first, last = status.attempts[0], status.attempts[-1]
         yield "First attempt", _instant(first.time)
         yield "Last attempt", _instant(last.time)
-        yield "Last answer", f"none ({_cause(last)})" if last.failure else f"status {last.status_code}"
+        yield "Last answer", _answer(last)
 
 
-def _cause(attempt: CallbackAttempt) -> str:
+def _request(status: CallbackStatus) -> str:
+    return f"{status.request.method} {status.request.target.origin}"
+
+
+def _answer(attempt: CallbackAttempt) -> str:
     if attempt.failure is None:
-        raise AssertionError
+        return f"status {attempt.status_code}"
     # Why a target was refused is for operators: whoever chooses URLs and addresses of e-mails could learn from it
     # what names inside the network lead to.
     if not attempt.detail or attempt.failure is AttemptFailure.TARGET_NOT_ALLOWED:
-        return attempt.failure.value
-    return f"{attempt.failure.value}: {attempt.detail}"
+        return f"none ({attempt.failure.value})"
+    return f"none ({attempt.failure.value}: {attempt.detail})"
 
 
 def _advice(status: CallbackStatus) -> Iterator[str]:
     if status.state is not CallbackState.FAILED:
         yield f"Since then somebody has taken it up again. Its state is now: {status.state.value}."
         return
-    is_held = bool(status.queue_id) and status.request.on_exhausted == "hold"
-    if is_held:
+    if _holds(status):
         yield "Its queue is held: the callbacks behind it wait until this one is redelivered, skipped or cancelled."
     elif status.queue_id:
         yield "Its queue goes on with the callbacks behind it."
     yield f"To try it again:  data_access.request_transition({status.id!r}, Action.REDELIVER)"
-    if is_held:
+    if _holds(status):
         yield f"To go on without: data_access.request_transition({status.id!r}, Action.SKIP)"
+
+
+def _holds(status: CallbackStatus) -> bool:
+    return status.state is CallbackState.FAILED and bool(status.queue_id) and status.request.on_exhausted == "hold"
 
 
 def _instant(value: datetime) -> str:

@@ -3,8 +3,8 @@ A store in the memory of one process: what every store must do, in its plainest 
 
 It is the reference the others are compared with, a test double, and enough for callbacks that may be lost with the
 process. It must stay free of policy (that is `callbackq.core.lifecycle`), and no operation may walk over the
-backlog, the finished callbacks or the queues: those that wait behind a head hang in a chain, and heads, owed
-e-mails and finished callbacks stand in an agenda each.
+backlog, the finished callbacks or the queues: those that wait behind a head hang in a chain, and heads, mailings
+and finished callbacks stand in agendas.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from __future__ import annotations
 import os
 import threading
 from bisect import insort
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Final
 from uuid import uuid4
 
-from attrs import define, evolve, frozen
+from attrs import define, evolve, field, frozen
 
 from callbackq.clock import Clock, SystemClock
 from callbackq.core.lifecycle import Action, Effect, Transition, apply_action, settle
@@ -33,6 +35,7 @@ from callbackq.core.models import (
 )
 from callbackq.core.validation import check_callback_id, refuse
 from callbackq.dataaccess import (
+    MOST_LISTED,
     Acquired,
     DataAccess,
     Durability,
@@ -47,6 +50,8 @@ from callbackq.settings import check_collaborator
 from callbackq.stores._agenda import Agenda, Entry
 
 __all__ = ["InMemoryDataAccess"]
+
+_MAILINGS_FORGOTTEN_AT_ONCE: Final = 100
 
 # Without it two threads would take the same head, or read a callback half changed. All stores of the process share
 # it, so that a fork can wait for it: the child would otherwise inherit a half-changed store, and a mutex held by a
@@ -81,8 +86,10 @@ class InMemoryDataAccess(DataAccess, SupportsNotifications, SupportsListing, Sup
         self._callbacks: dict[str, _Callback] = {}
         self._queues: dict[str, _Queue] = {}
         self._heads: Agenda[_Callback] = Agenda()
-        self._debts: Agenda[_Debt] = Agenda()
-        self._leased_debts: dict[int, _Debt] = {}
+        self._mailings: dict[tuple[str, str], _Mailing] = {}
+        self._owing: Agenda[_Mailing] = Agenda()
+        self._quiet: Agenda[_Mailing] = Agenda()
+        self._leased: dict[int, _Mailing] = {}
         self._forgettable: Agenda[_Callback] = Agenda()
         # One counter for all locks and leases: a token can't repeat, not even for an id that was purged and came back.
         self._last_token = 0
@@ -197,27 +204,32 @@ class InMemoryDataAccess(DataAccess, SupportsNotifications, SupportsListing, Sup
         leased: list[Notification] = []
         with self._mutex:
             now = self.now()
-            while len(leased) < limit and (debt := self._debts.pop_due(now)):
-                self._leased_debts.pop(debt.token, None)
-                debt.token = self._new_token()
-                self._leased_debts[debt.token] = debt
-                self._debts.put(debt, now + lock_timeout)
-                leased.append(debt.notification())
+            self._forget_mailings(now)
+            while len(leased) < limit and (mailing := self._owing.pop_due(now)):
+                self._leased.pop(mailing.token, None)
+                mailing.lease(self._new_token())
+                self._leased[mailing.token] = mailing
+                self._put(mailing, now + lock_timeout)
+                leased.append(mailing.notification())
         return leased
 
-    def record_notification(self, notification: Notification, *, retry_in: timedelta | None) -> None:
-        check_arguments(retry_in=retry_in)
+    def record_notification(
+        self, notification: Notification, *, retry_in: timedelta | None, quiet_for: timedelta = timedelta(0)
+    ) -> None:
+        check_arguments(retry_in=retry_in, quiet_for=quiet_for)
         with self._mutex:
-            debt = self._leased_debts.pop(notification.token, None)
-            if debt is None:
+            mailing = self._leased.pop(notification.token, None)
+            if mailing is None:
                 return
-            self._debts.remove(debt)
+            self._owing.remove(mailing)
             if retry_in is not None:
-                debt.tries += 1
-                self._debts.put(debt, self.now() + retry_in)
+                mailing.tries += 1
+                self._put(mailing, self.now() + retry_in)
                 return
-            debt.callback.debts -= 1
-            self._offer_to_purge(debt.callback)
+            for callback in mailing.end():
+                callback.debts -= 1
+                self._offer_to_purge(callback)
+            self._put(mailing, self.now() + quiet_for)
 
     # Looking and forgetting.
 
@@ -335,11 +347,30 @@ class InMemoryDataAccess(DataAccess, SupportsNotifications, SupportsListing, Sup
             self._await_turn(callback, now)
             return
         if transition.notify:
-            callback.debts += 1
-            self._debts.put(_Debt(callback), now)
+            self._owe(callback, now)
         callback.failed_reason = transition.failed_reason
         callback.holds = transition.hold
         self._finish(callback, transition.state, now)
+
+    def _owe(self, callback: _Callback, now: datetime) -> None:
+        address, queue_id = callback.request.notification_email_address, callback.request.queue_id
+        mailing = self._mailings.setdefault((address, queue_id), _Mailing(address, queue_id, due=now))
+        mailing.debts.append(callback)
+        callback.debts += 1
+        if len(mailing.debts) == 1:
+            self._quiet.remove(mailing)
+            self._put(mailing, mailing.due)
+
+    def _put(self, mailing: _Mailing, due: datetime) -> None:
+        mailing.due = due
+        (self._owing if mailing.debts else self._quiet).put(mailing, due)
+
+    def _forget_mailings(self, now: datetime) -> None:
+        for _ in range(_MAILINGS_FORGOTTEN_AT_ONCE):
+            mailing = self._quiet.pop_due(now)
+            if mailing is None:
+                return
+            del self._mailings[mailing.email_address, mailing.queue_id]
 
     def _finish(self, callback: _Callback, state: CallbackState, now: datetime) -> None:
         callback.state = state
@@ -495,18 +526,39 @@ class _Queue:
 
 
 @define(eq=False, weakref_slot=False)
-class _Debt:
-    """An e-mail that is owed."""
+class _Mailing:
+    """What one address is owed about one queue."""
 
-    callback: _Callback
+    email_address: str
+    queue_id: str
+    due: datetime
+    debts: deque[_Callback] = field(factory=deque)
+    covered: int = 0
+    """How many of the debts the present e-mail tells of; 0 before its first lease."""
     tries: int = 0
     token: int = 0
+    first_token: int = 0
     entry: Entry | None = None
+
+    def lease(self, token: int) -> None:
+        self.token = token
+        if not self.covered:
+            self.covered = len(self.debts)
+            self.first_token = token
+
+    def end(self) -> list[_Callback]:
+        """Take out what the present e-mail tells of."""
+        told = [self.debts.popleft() for _ in range(self.covered)]
+        self.covered = self.tries = 0
+        return told
 
     def notification(self) -> Notification:
         return Notification(
-            callback_id=self.callback.id,
-            email_address=self.callback.request.notification_email_address,
+            email_address=self.email_address,
+            queue_id=self.queue_id,
+            callback_ids=tuple(callback.id for callback in islice(self.debts, min(self.covered, MOST_LISTED))),
+            count=self.covered,
             tries=self.tries,
             token=self.token,
+            first_token=self.first_token,
         )

@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 from math import ceil
 
 from callbackq.core.delivery import Answer, Delivery, Outcome
-from callbackq.core.models import AttemptFailure, CallbackData, CallbackStatus
+from callbackq.core.models import AttemptFailure, CallbackData
+from callbackq.notifier import STANDARD_INTERVAL, FailureNotice
 
 __all__ = ["FakeClock", "RecordingNotifier", "ScriptedTransport"]
 
@@ -106,14 +107,17 @@ class RecordingNotifier:
 
     Args:
         fail: how many of the first calls raise `ConnectionError`.
+        interval: how long an address is left alone about a queue after it was told something.
     """
 
-    def __init__(self, *, fail: int = 0) -> None:
-        self.notified: list[CallbackStatus] = []
+    def __init__(self, *, fail: int = 0, interval: timedelta = STANDARD_INTERVAL) -> None:
+        self.notified: list[FailureNotice] = []
+        """Every notice that was accepted so far."""
+        self.interval = interval
         self._fail = fail
 
-    def notify(self, status: CallbackStatus) -> None:
+    def notify(self, notice: FailureNotice) -> None:
         if self._fail > 0:
             self._fail -= 1
             raise ConnectionError("the mail server can't be reached")
-        self.notified.append(status)
+        self.notified.append(notice)

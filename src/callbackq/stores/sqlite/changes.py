@@ -110,8 +110,9 @@ class Changes:
             self.made_due = True
         if self._history:
             transaction.run_many("add_history", self._history)
-        if self._owed:
-            transaction.run_many("add_notification", self._owed)
+        for owed in self._owed:
+            transaction.run("number_debt", owed)
+            transaction.run("add_debt", owed)
 
     def _keep_lock(
         self,

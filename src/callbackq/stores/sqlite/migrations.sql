@@ -106,18 +106,43 @@ CREATE TABLE callbackq_history (
 
 CREATE INDEX callbackq_history_of_callback ON callbackq_history (callback);
 
--- E-mails that are owed. `token` is 0 unless leased; a lease's end is its `due`.
-CREATE TABLE callbackq_notifications (
-    notification INTEGER PRIMARY KEY,
-    callback INTEGER NOT NULL,
+-- What an e-mail address is owed about a queue: one row for each pair, from its first debt until nothing is owed and
+-- its due time has passed.
+--   queue       0: all callbacks without one
+--   due         when the next e-mail may go out; while leased: when the lease times out
+--   last, paid  its debts have numbers from 1; those from `paid` + 1 to `last` are owed
+--   covered     the last number that the present e-mail tells of; 0 before its first lease
+--   tries, token, first_token    of the present e-mail; `token` is 0 unless leased
+CREATE TABLE callbackq_mailings (
+    mailing INTEGER PRIMARY KEY,
+    email_address TEXT NOT NULL,
+    queue INTEGER NOT NULL,
     due INTEGER NOT NULL,
-    tries INTEGER NOT NULL,
-    token INTEGER NOT NULL
+    last INTEGER NOT NULL,
+    paid INTEGER NOT NULL DEFAULT 0,
+    covered INTEGER NOT NULL DEFAULT 0,
+    tries INTEGER NOT NULL DEFAULT 0,
+    token INTEGER NOT NULL DEFAULT 0,
+    first_token INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (email_address, queue)
 );
 
-CREATE INDEX callbackq_notifications_due ON callbackq_notifications (due);
+-- What a lease reads: those that owe something. Payment moves a row to the other index.
+CREATE INDEX callbackq_owing ON callbackq_mailings (due) WHERE last > paid;
 
-CREATE INDEX callbackq_notifications_of_callback ON callbackq_notifications (callback);
+-- Finds those that can be forgotten.
+CREATE INDEX callbackq_quiet ON callbackq_mailings (due) WHERE last = paid;
+
+-- Final failures that somebody is to be told of. Rows up to their mailing's `paid` mean nothing any more: there may be
+-- very many, so that they are deleted after the payment, a few at a time.
+CREATE TABLE callbackq_debts (
+    mailing INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    callback INTEGER NOT NULL,
+    PRIMARY KEY (mailing, number)
+) WITHOUT ROWID;
+
+CREATE INDEX callbackq_debts_of_callback ON callbackq_debts (callback);
 
 -- Store objects that may hold locks. Each keeps an operating system's lock on a file named by this number (holders.py).
 CREATE TABLE callbackq_holders (holder INTEGER PRIMARY KEY);

@@ -33,8 +33,8 @@ UPDATE callbackq_store SET boot_id = :boot_id, offset_us = :offset_us, latest = 
 UPDATE callbackq_callbacks INDEXED BY callbackq_locked SET due = min(due, :now) WHERE state = 1;
 
 -- name: end_all_leases
--- All of the table, which holds owed e-mails only, at the first opening of a boot.
-UPDATE callbackq_notifications SET due = min(due, :now) WHERE token <> 0;
+-- All of the table, which holds what is owed, and who was written to of late, at the first opening of a boot.
+UPDATE callbackq_mailings SET due = min(due, :now) WHERE token <> 0;
 
 
 -- Storing.
@@ -215,44 +215,98 @@ UPDATE callbackq_callbacks SET accepted_late = 1 WHERE callback = :callback;
 
 -- E-mails that are owed.
 
--- name: add_notification
-INSERT INTO callbackq_notifications (callback, due, tries, token) VALUES (:callback, :now, 0, 0);
+-- name: number_debt
+-- Callback and request by key, the mailing by its unique address and queue.
+INSERT INTO callbackq_mailings (email_address, queue, due, last)
+SELECT r.email_address, coalesce(c.queue, 0), :now, 1
+FROM callbackq_callbacks AS c
+JOIN callbackq_requests AS r ON r.callback = c.callback
+WHERE c.callback = :callback
+ON CONFLICT (email_address, queue) DO UPDATE SET last = last + 1;
 
--- name: due_notifications
--- callbackq_notifications_due, then all by key.
-SELECT n.notification, c.id, r.email_address, n.tries
-FROM callbackq_notifications AS n
-LEFT JOIN callbackq_callbacks AS c ON c.callback = n.callback
-LEFT JOIN callbackq_requests AS r ON r.callback = n.callback
-WHERE n.due <= :now
-ORDER BY n.due
+-- name: add_debt
+-- Callback and request by key, the mailing by its unique address and queue.
+INSERT INTO callbackq_debts (mailing, number, callback)
+SELECT m.mailing, m.last, c.callback
+FROM callbackq_callbacks AS c
+JOIN callbackq_requests AS r ON r.callback = c.callback
+JOIN callbackq_mailings AS m ON m.email_address = r.email_address AND m.queue = coalesce(c.queue, 0)
+WHERE c.callback = :callback;
+
+-- name: mailing_due
+-- callbackq_owing and callbackq_quiet, first entries.
+SELECT EXISTS (SELECT 1 FROM callbackq_mailings WHERE last > paid AND due <= :now)
+    OR EXISTS (SELECT 1 FROM callbackq_mailings WHERE last = paid AND due <= :now);
+
+-- name: due_mailings
+-- callbackq_owing from its beginning, then by key.
+SELECT m.mailing, m.email_address, coalesce(q.name, ''), m.last, m.paid, m.covered, m.tries, m.first_token
+FROM callbackq_mailings AS m
+LEFT JOIN callbackq_queues AS q ON q.queue = m.queue
+WHERE m.last > m.paid AND m.due <= :now
+ORDER BY m.due
 LIMIT :limit;
 
--- name: lease_notification
+-- name: lease_mailing
 -- By key.
-UPDATE callbackq_notifications SET due = :timeout, token = :token WHERE notification = :notification;
+UPDATE callbackq_mailings
+SET due = :due, token = :token, covered = :covered, first_token = :first_token
+WHERE mailing = :mailing;
 
--- name: pay_notification
--- The callback by its unique id, its debts by callbackq_notifications_of_callback.
-DELETE FROM callbackq_notifications
-WHERE callback = (SELECT callback FROM callbackq_callbacks WHERE id = :id) AND token = :token;
+-- name: told_callbacks
+-- By key, a bounded stretch; the callbacks by key.
+SELECT c.id
+FROM callbackq_debts AS d
+JOIN callbackq_callbacks AS c ON c.callback = d.callback
+WHERE d.mailing = :mailing AND d.number > :paid AND d.number <= :until
+ORDER BY d.number;
 
--- name: postpone_notification
--- The callback by its unique id, its debts by callbackq_notifications_of_callback.
-UPDATE callbackq_notifications
-SET due = :due, tries = tries + 1, token = 0
-WHERE callback = (SELECT callback FROM callbackq_callbacks WHERE id = :id) AND token = :token;
+-- name: leased_mailing
+-- The mailing by its unique address and queue, the queue by its unique name.
+SELECT mailing
+FROM callbackq_mailings
+WHERE email_address = :email_address
+    AND queue = coalesce((SELECT queue FROM callbackq_queues WHERE name = :queue_id), 0)
+    AND token = :token;
+
+-- name: pay_mailing
+-- By key.
+UPDATE callbackq_mailings
+SET due = :due, paid = covered, covered = 0, tries = 0, token = 0, first_token = 0
+WHERE mailing = :mailing;
+
+-- name: postpone_mailing
+-- By key.
+UPDATE callbackq_mailings SET due = :due, tries = tries + 1, token = 0 WHERE mailing = :mailing;
+
+-- name: forget_debts
+-- By key: a bounded stretch from the mailing's first debt.
+DELETE FROM callbackq_debts
+WHERE mailing = :mailing
+    AND number <= (SELECT paid FROM callbackq_mailings WHERE mailing = :mailing)
+    AND number < (SELECT min(number) FROM callbackq_debts WHERE mailing = :mailing) + :limit;
+
+-- name: quiet_mailings
+-- callbackq_quiet from its beginning.
+SELECT mailing FROM callbackq_mailings WHERE last = paid AND due <= :now ORDER BY due LIMIT :limit;
+
+-- name: forget_mailing
+-- By key.
+DELETE FROM callbackq_mailings WHERE mailing = :mailing;
 
 
 -- Forgetting.
 
 -- name: purgeable
--- callbackq_finished from its beginning; debts by callbackq_notifications_of_callback.
+-- callbackq_finished from its beginning; debts by callbackq_debts_of_callback, their mailings by key.
 SELECT callback
 FROM callbackq_callbacks
 WHERE finished <= :before AND finished IS NOT NULL AND holds = 0
     AND NOT EXISTS (
-        SELECT 1 FROM callbackq_notifications AS owed WHERE owed.callback = callbackq_callbacks.callback
+        SELECT 1
+        FROM callbackq_debts AS d
+        JOIN callbackq_mailings AS m ON m.mailing = d.mailing
+        WHERE d.callback = callbackq_callbacks.callback AND d.number > m.paid
     )
 ORDER BY finished
 LIMIT :limit;

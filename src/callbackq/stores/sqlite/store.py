@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -234,19 +235,25 @@ class SQLiteDataAccess(DataAccess, SupportsNotifications, SupportsListing, Suppo
     def acquire_notifications(self, *, lock_timeout: timedelta, limit: int) -> list[Notification]:
         check_arguments(lock_timeout=lock_timeout, limit=limit)
 
-        def anything_due(transaction: Transaction) -> bool:
-            return bool(transaction.all("due_notifications", now=self._time.now_us(), limit=1))
-
         # A look costs no place among the writers.
-        if not self._database.read(anything_due):
+        if not self._database.read(lambda tx: tx.value("mailing_due", now=self._time.now_us())):
             return []
-        return self._write(
-            partial(upkeep.lease_notifications, lock_timeout=lock_timeout, limit=min(limit, _MOST_LOCKS))
-        )
+        return self._write(partial(upkeep.lease_mailings, lock_timeout=lock_timeout, limit=min(limit, _MOST_LOCKS)))
 
-    def record_notification(self, notification: Notification, *, retry_in: timedelta | None) -> None:
-        check_arguments(retry_in=retry_in)
-        self._write(partial(upkeep.settle_notification, notification=notification, retry_in=retry_in))
+    def record_notification(
+        self, notification: Notification, *, retry_in: timedelta | None, quiet_for: timedelta = timedelta(0)
+    ) -> None:
+        check_arguments(retry_in=retry_in, quiet_for=quiet_for)
+        mailing = self._write(
+            partial(upkeep.settle_mailing, notification=notification, retry_in=retry_in, quiet_for=quiet_for)
+        )
+        if mailing is None:
+            return
+        # In small transactions, so that none of them holds up a delivery. The payment is written: whoever is told of a
+        # fault now sends the e-mail again. What is left over goes with the next payment, or with the mailing.
+        with suppress(DataAccessError):
+            while self._write(partial(upkeep.forget_debts, mailing=mailing)):
+                pass
 
     # Forgetting and copying.
 

@@ -94,9 +94,13 @@ class Purge(Conformance):
         (owed,) = notifications.acquire_notifications(lock_timeout=LOCK_TIMEOUT, limit=9)
         assert purging.purge(finished_for=_NOW) == 0, "a callback whose e-mail is being sent must not be purged"
 
+        later = self.stored(notification_email_address="someone@host.example")
+        self.give_up(self.acquire_one(), notify=True)
+
         notifications.record_notification(owed, retry_in=None)
 
-        assert purging.purge(finished_for=_NOW) == 1, "a callback whose e-mail was sent can be purged"
+        assert purging.purge(finished_for=_NOW) == 1, "a callback whose e-mail was sent can be purged, and no other"
+        assert self.status(later).id == later, "a callback must be kept until the e-mail that tells of it is sent"
         with raises(CallbackNotFoundError, "the status of a purged callback"):
             self.status(id)
 
