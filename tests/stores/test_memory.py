@@ -9,11 +9,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from attrs import define
+from attrs import define, evolve
 
 from callbackq.core.lifecycle import Action, Transition
 from callbackq.core.models import CallbackAttempt, CallbackRequest, CallbackState, FailedReason
-from callbackq.dataaccess import Acquired, DataAccess, Durability
+from callbackq.dataaccess import Acquired, DataAccess, Durability, Notification
 from callbackq.errors import InvalidRequestError
 from callbackq.stores._agenda import Agenda, Entry
 from callbackq.stores.memory import InMemoryDataAccess
@@ -22,6 +22,7 @@ from callbackq.testing import DataAccessConformance, FakeClock
 MINUTE = timedelta(minutes=1)
 DELIVERED = Transition(state=CallbackState.SUCCEEDED, counted=True)
 HELD = Transition(state=CallbackState.FAILED, counted=True, hold=True, failed_reason=FailedReason.EXHAUSTED)
+OWING = Transition(state=CallbackState.FAILED, counted=True, notify=True, failed_reason=FailedReason.EXHAUSTED)
 
 
 class TestInMemoryConformance(DataAccessConformance):
@@ -49,6 +50,20 @@ def attempt(store: InMemoryDataAccess) -> CallbackAttempt:
 
 def acquire(store: InMemoryDataAccess, limit: int = 10) -> list[Acquired]:
     return store.acquire_locks("machine", lock_timeout=MINUTE, limit=limit)
+
+
+def fail(store: InMemoryDataAccess, queue_id: str = "") -> None:
+    store.store_callback_request(evolve(request(queue_id), notification_email_address="a@host.example"))
+    end(store, acquire(store)[0], OWING)
+
+
+def lease(store: InMemoryDataAccess, limit: int = 10) -> list[Notification]:
+    return store.acquire_notifications(lock_timeout=MINUTE, limit=limit)
+
+
+def pay(store: InMemoryDataAccess, *, quiet_for: timedelta) -> None:
+    for owed in lease(store):
+        store.record_notification(owed, retry_in=None, quiet_for=quiet_for)
 
 
 def end(store: InMemoryDataAccess, acquired: Acquired, transition: Transition = DELIVERED) -> None:
@@ -243,7 +258,48 @@ def test_leaving_a_long_queue_costs_no_more_than_leaving_a_short_one() -> None:
     assert cost(2000) <= cost(20)
 
 
+def many_debts(store: InMemoryDataAccess, clock: FakeClock, size: int) -> None:
+    for _ in range(size):
+        fail(store)
+
+
+def many_mailings(store: InMemoryDataAccess, clock: FakeClock, size: int) -> None:
+    for number in range(size):
+        fail(store, str(number))
+
+
+def quiet_mailings(store: InMemoryDataAccess, clock: FakeClock, size: int) -> None:
+    for number in range(size):
+        fail(store, str(number))
+        pay(store, quiet_for=timedelta(minutes=1 + number % 7))
+    clock.advance(timedelta(minutes=4))
+    fail(store)
+
+
+@pytest.mark.parametrize("shape", [many_debts, many_mailings, quiet_mailings])
+def test_the_cost_of_leasing_an_email_does_not_grow_with_what_is_owed(
+    shape: Callable[[InMemoryDataAccess, FakeClock, int], None],
+) -> None:
+    def cost(size: int) -> int:
+        clock = FakeClock()
+        store = InMemoryDataAccess(clock=clock)
+        shape(store, clock, size)
+        return calls_of(lambda: lease(store, limit=1))
+
+    assert cost(1000) <= cost(250)
+
+
 # Memory.
+
+
+def test_mailings_that_owe_nothing_do_not_pile_up(store: InMemoryDataAccess, clock: FakeClock) -> None:
+    quiet_mailings(store, clock, 700)
+    clock.advance(timedelta(minutes=10))
+
+    for _ in range(8):
+        pay(store, quiet_for=timedelta(hours=1))
+
+    assert len(store._mailings) == 1
 
 
 def test_what_was_purged_is_gone_from_memory(store: InMemoryDataAccess) -> None:
