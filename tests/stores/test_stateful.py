@@ -68,6 +68,7 @@ def test_the_reference_agrees_with_itself() -> None:
         mutants.ForgetsLateAcceptances,
         mutants.IgnoresHolds,
         mutants.LetsANewHeadQueueUpAgain,
+        mutants.KnowsNoQuietTime,
         mutants.LosesTheEmail,
         mutants.PurgesTheYoungToo,
         mutants.RecordsUnderAnyLock,

@@ -45,6 +45,8 @@ _FEW: Final = 8
 
 _TELLING: Final = (CallbackState.LOCKED, CallbackState.FAILED)
 
+_OWING: Final = Transition(state=CallbackState.FAILED, notify=True, failed_reason=FailedReason.EXHAUSTED)
+
 _queues = st.sampled_from(["", "a", "b"])
 _delays = st.sampled_from([timedelta(0), timedelta(seconds=5), timedelta(seconds=50)])
 _waits = st.sampled_from([timedelta(0), timedelta(seconds=7), timedelta(seconds=61), timedelta(hours=1)])
@@ -133,9 +135,7 @@ class DataAccessComparison(RuleBasedStateMachine):
         self._store(self.ids[-1], queue_id)
 
     def _store(self, id: str, queue_id: str) -> None:
-        # Two addresses, so that some failures of a queue are told together and some aren't.
-        address = f"{'odd' if int(id[-1]) % 2 else 'even'}@host.example"
-        request = a_request(queue_id=queue_id, notification_email_address=address)
+        request = a_request(queue_id=queue_id, notification_email_address="someone@host.example")
         self._same_status(self._on_both(lambda store: store.store_callback_request(request, id=id)))
 
     # Dispatchers.
@@ -149,6 +149,14 @@ class DataAccessComparison(RuleBasedStateMachine):
         self.clock.advance(wait)
         for locks, (attempt, transition) in zip(self._acquire(lock_timeout, limit), attempts, strict=False):
             self._record(locks, attempt, transition)
+
+    @precondition(lambda self: self.reference.next_due())
+    @rule(wait=_waits, lock_timeout=_timeouts)
+    def fail(self, wait: timedelta, lock_timeout: timedelta) -> None:
+        """Let all that is due fail for good and owe: what is told together, and when, shows only with several."""
+        self.clock.advance(wait)
+        for locks in self._acquire(lock_timeout, _FEW):
+            self._record(locks, None, _OWING)
 
     def _acquire(self, lock_timeout: timedelta, limit: int) -> list[_Pair[Acquired]]:
         """Acquire until nothing is due: which of those due at the same instant comes first is a store's own choice."""
