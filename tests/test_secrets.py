@@ -50,11 +50,13 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SECRET = {
     "core.delivery.Answer": [],
     "core.exchange.Reply": ["headers", "body"],
+    "core.failure_email.FailureNotice": ["email_address"],
     "core.models.CallbackData": ["headers", "data"],
     "core.models.CallbackRequest": ["url", "notification_email_address"],
     "core.url.Target": ["path_and_query"],
     "dataaccess.Notification": ["email_address"],
-    "signing.Signer": ["_keys"],
+    "signing.keys._SharedSecret": ["_secret"],
+    "stores.memory._Mailing": ["email_address"],
     "stores.sqlite.changes.Changes": ["_history", "_opened", "_owed"],
     "transport.request.RequestWriter": ["queue_key"],
 }
@@ -67,12 +69,14 @@ SHOWN = {
     "core.models.CallbackLock": ["machine_name"],
     "core.models.CallbackStatus": ["id", "queue_id", "blocked_by"],
     "dataaccess.Acquired": ["id", "queue_id"],
-    "dataaccess.Notification": ["callback_id"],
+    "core.failure_email.FailureNotice": ["queue_id"],
+    "dataaccess.Notification": ["queue_id", "callback_ids"],
     "events.ObservedEvent": ["machine_name", "callback_id", "queue_id", "application_id", "origin", "abandoned_by"],
     "recorder.Slot": ["host"],
     "settings.Settings": ["machine_name"],
-    "signing.Verified": ["id"],
+    "signing.verifier.Verified": ["id"],
     "stores.memory._Callback": ["id"],
+    "stores.memory._Mailing": ["queue_id"],
     "stores.sqlite.rows.CallbackRow": ["id", "machine", "failed_reason"],
     "stores.sqlite.storing._Queue": ["head"],
     "testing.history.Arrival": ["callback_id", "queue_id"],
@@ -86,6 +90,7 @@ OURS = {
     "core.delivery.NotSent": ["detail"],
     "core.documents.Key": ["argument", "type"],
     "core.exchange.Reply": ["detail"],
+    "core.failure_email.FailureNotice": ["key"],
     "core.models.CallbackAttempt": ["detail"],
     "core.targets._Entries": ["names", "domains"],
     "core.targets.TargetRules": ["allow", "deny"],
@@ -100,7 +105,7 @@ OURS = {
 
 MODELS = {
     "stores.memory._Callback": ["entry"],
-    "stores.memory._Debt": ["entry"],
+    "stores.memory._Mailing": ["entry"],
     "stores.sqlite.groupcommit.Ticket": ["result"],
 }
 """Containers of others that are listed."""

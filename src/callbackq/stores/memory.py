@@ -529,7 +529,7 @@ class _Queue:
 class _Mailing:
     """What one address is owed about one queue."""
 
-    email_address: str
+    email_address: str = field(repr=False)
     queue_id: str
     due: datetime
     debts: deque[_Callback] = field(factory=deque)
