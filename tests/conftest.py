@@ -1,0 +1,66 @@
+"""The fixtures that tests of several folders share: PostgreSQL, started when the first test asks for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:  # only tests of PostgreSQL should pay for importing its driver
+    from support.postgres import PostgreSQL, PostgreSQLServer, PostgreSQLServers
+
+_SERVERS = pytest.StashKey["PostgreSQLServers"]()
+
+
+@pytest.fixture(scope="session")
+def postgres_servers(pytestconfig: pytest.Config) -> Iterator[PostgreSQLServers]:
+    """What starts servers. Each worker of pytest-xdist has its own, so that none can kill another's."""
+    from support.postgres import PostgreSQLServers
+
+    with PostgreSQLServers() as servers:
+        pytestconfig.stash[_SERVERS] = servers
+        yield servers
+
+
+@pytest.fixture(scope="session")
+def postgres(request: pytest.FixtureRequest) -> PostgreSQL:
+    """The server that tests share, for as long as none harms it: they have databases of their own."""
+    from support.postgres import EXTERNAL, PostgreSQL
+
+    if named := os.environ.get(EXTERNAL):
+        return PostgreSQL(named, named)
+    servers: PostgreSQLServers = request.getfixturevalue("postgres_servers")
+    return servers.start()
+
+
+@pytest.fixture
+def database(postgres: PostgreSQL) -> Iterator[str]:
+    """The name of a fresh database on the shared server."""
+    with postgres.database() as name:
+        yield name
+
+
+@pytest.fixture
+def start_postgres(request: pytest.FixtureRequest) -> Iterator[Callable[..., PostgreSQLServer]]:
+    """Start a server to stop, kill or copy; it and its standbys are gone at the end of the test."""
+    from support.postgres import EXTERNAL
+
+    if EXTERNAL in os.environ:
+        pytest.skip(f"needs servers of its own to stop and kill: unset {EXTERNAL}")
+    servers: PostgreSQLServers = request.getfixturevalue("postgres_servers")
+    before = set(servers.started)
+    yield servers.start
+    for server in set(servers.started) - before:
+        server.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show with a failure what the servers wrote that the test may have had to do with."""
+    report = yield
+    servers = item.config.stash.get(_SERVERS, None)
+    if report.failed and servers and "postgres_servers" in getattr(item, "fixturenames", ()):
+        report.sections += [(f"log of {server}", server.log_tail()) for server in servers.started]
+    return report
