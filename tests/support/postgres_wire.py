@@ -1,4 +1,9 @@
-"""Proxies that speak PostgreSQL's protocol, version 3, on a loopback port, each in a thread of its own."""
+"""
+Proxies that speak PostgreSQL's protocol, version 3, on a loopback port, each in a thread of its own.
+
+That thread needs the interpreter's lock, so what is called through a proxy must not wait while holding it: libpq's own
+calls do (``pgconn.get_result()``, ``connection.cancel()``), psycopg's (``execute()``, ``cancel_safe()``) don't.
+"""
 
 from __future__ import annotations
 
