@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from enum import IntEnum
 from os import PathLike, fspath
 from types import MappingProxyType, TracebackType
-from typing import Final, Literal, Protocol, Self, runtime_checkable
+from typing import Final, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 from attrs import field, frozen
 
@@ -40,6 +40,7 @@ __all__ = [
     "Durability",
     "Notification",
     "SupportsBackup",
+    "SupportsEnlist",
     "SupportsListing",
     "SupportsNotifications",
     "SupportsPurge",
@@ -47,6 +48,8 @@ __all__ = [
     "check_arguments",
     "ids_for",
 ]
+
+_Connection = TypeVar("_Connection", contravariant=True)
 
 
 class Durability(IntEnum):
@@ -495,6 +498,67 @@ class SupportsBackup(Protocol):
 
         Raises:
             InvalidRequestError: there is something under *path* already; it was left as it is.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsEnlist(Protocol[_Connection]):
+    """
+    The store can take part in a transaction of the application's, in the same database.
+
+    Then a callback is stored if, and only if, the application's own changes are. The type of the driver's connection
+    is the protocol's parameter: ``SupportsEnlist[sqlite3.Connection]``.
+    """
+
+    @abstractmethod
+    def store_callback_request(
+        self, request: CallbackRequest, *, id: str | None = None, connection: _Connection | None = None
+    ) -> CallbackStatus:
+        """
+        Store a callback as `DataAccess.store_callback_request` does, within the transaction of *connection*.
+
+        * The callback is there when the application commits, as durable as that commit is, and nowhere to be seen
+          before; when the application rolls back, also to a savepoint, it never was. The store doesn't end the
+          transaction, and changes no setting of the connection.
+        * Its number is drawn under a lock that lasts until the transaction ends: numbers rise in the order of commits.
+          So other writers wait meanwhile, in this queue at least: store late in the transaction, and commit soon.
+        * When it raises, nothing of the callback was written, and the transaction can go on, unless the error is a
+          `DataAccessError`: then roll it back.
+        * The status that is returned holds once the application has committed.
+
+        Args:
+            request: what to deliver.
+            id: as without a transaction.
+            connection: the driver's own connection, with a transaction under way; ``None``: a transaction of the
+                store's own, committed when the call returns.
+
+        Raises:
+            ConflictError: *id* is stored with another request.
+            InvalidRequestError: *id* is malformed; *connection* is of another type, leads to another database, or has
+                no transaction under way.
+            DataAccessError: the store wasn't opened before.
+            TransientDataAccessError: the transaction can't write. Repeat all of it.
+        """
+        ...
+
+    @abstractmethod
+    def store_callback_requests(
+        self,
+        requests: Sequence[CallbackRequest],
+        *,
+        ids: Sequence[str | None] | None = None,
+        connection: _Connection | None = None,
+    ) -> list[CallbackStatus]:
+        """Store several callbacks within the transaction of *connection*, in this order, all or none."""
+        ...
+
+    @abstractmethod
+    def hint(self) -> None:
+        """
+        Tell subscribers that something may be due, once the application has committed.
+
+        No store can hear that commit. Without the hint a dispatcher finds the callbacks at its next poll.
         """
         ...
 

@@ -72,6 +72,7 @@ class Database:
         self._busy_seconds = busy_timeout.total_seconds()
         # Of the file, from the first opening to `close`. A fork or a fault closes the connections only.
         self._identity: tuple[int, int] | None = None
+        self._was_opened = False
         self._begin()
         watch_forks(self)
 
@@ -108,6 +109,17 @@ class Database:
                 self._close_reader()
                 self._close_writer()
         self._identity = None
+        self._was_opened = False
+
+    def check_open(self) -> None:
+        """Make sure, without waiting for writers, that what another connection writes to the file is found here."""
+        self._check_process()
+        if not self._was_opened:
+            raise DataAccessError(
+                f"{self.path} is not open, and can't be opened while a transaction of yours may be writing to it: call "
+                "open() before the transaction begins"
+            )
+        self._check_file()
 
     def write(self, operation: Callable[[Transaction], _T]) -> _T:
         """
@@ -296,6 +308,7 @@ class Database:
             writer.close()
             raise
         self._writer = writer
+        self._was_opened = True
         self._schedule = CheckpointSchedule()
         return writer
 

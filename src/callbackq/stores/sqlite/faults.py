@@ -8,7 +8,15 @@ from typing import Final
 
 from callbackq.errors import DataAccessError, TransientDataAccessError
 
-__all__ = ["is_busy", "is_refusal_of_one_operation", "is_undone_commit", "leaves_connection_sound", "translate"]
+__all__ = [
+    "is_busy",
+    "is_refusal_of_one_operation",
+    "is_refused_statement",
+    "is_undone_commit",
+    "leaves_connection_sound",
+    "translate",
+    "translate_enlisted",
+]
 
 _PASSING: Final = {
     sqlite3.SQLITE_BUSY: "is being written to by another program for too long",
@@ -37,12 +45,21 @@ _HARMLESS: Final = frozenset(
 def translate(error: sqlite3.Error, path: Path, *, nothing_written: bool) -> DataAccessError:
     """Build our error for one of SQLite's, which is its cause."""
     code = _primary_code(error)
-    name = getattr(error, "sqlite_errorname", type(error).__name__)
     kind = TransientDataAccessError if nothing_written and code in _PASSING else DataAccessError
     text = _PASSING.get(code) or _LASTING.get(code) or "refused a statement"
-    ours = kind(f"{path} {text} ({name})")
+    ours = kind(f"{path} {text} ({_name(error)})")
     ours.__cause__ = error
     return ours
+
+
+def translate_enlisted(error: sqlite3.Error, path: Path) -> DataAccessError:
+    """Build our error for one of SQLite's within a transaction of the application's, where nothing of ours is left."""
+    if not is_busy(error):
+        return translate(error, path, nothing_written=True)
+    return TransientDataAccessError(
+        f"{path} is being written to by another connection, or was since your transaction first read: roll the "
+        f"transaction back and repeat it, begun with BEGIN IMMEDIATE ({_name(error)})"
+    )
 
 
 def is_busy(error: BaseException) -> bool:
@@ -55,6 +72,11 @@ def is_refusal_of_one_operation(error: sqlite3.Error) -> bool:
     return _primary_code(error) == sqlite3.SQLITE_CONSTRAINT
 
 
+def is_refused_statement(error: sqlite3.Error) -> bool:
+    """Whether the statement itself was wrong: it names a table that isn't there."""
+    return _primary_code(error) == sqlite3.SQLITE_ERROR
+
+
 def is_undone_commit(error: sqlite3.Error) -> bool:
     """Whether a commit that failed so has surely written nothing."""
     return _primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL)
@@ -63,6 +85,10 @@ def is_undone_commit(error: sqlite3.Error) -> bool:
 def leaves_connection_sound(error: sqlite3.Error) -> bool:
     """Whether the connection can be used further. After anything unforeseen a new one is the safer choice."""
     return _primary_code(error) in _HARMLESS
+
+
+def _name(error: sqlite3.Error) -> str:
+    return getattr(error, "sqlite_errorname", type(error).__name__)
 
 
 def _primary_code(error: sqlite3.Error) -> int:

@@ -68,6 +68,18 @@ VALUES
     (:callback, :url, :method, :headers, :retry_phases, :application_id, :email_address, :on_exhausted, :body);
 
 
+-- Storing in a transaction of the application's.
+
+-- name: take_write_lock
+-- By key, nothing. A transaction whose first statement writes waits for other writers and sees what they have written;
+-- one that reads first fails at once when another has written since.
+DELETE FROM callbackq_store WHERE one = 0;
+
+-- name: main_file
+-- SQLite's own list of open files: a handful.
+SELECT file FROM pragma_database_list WHERE name = 'main';
+
+
 -- Looking.
 
 -- name: callback_of_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -22,6 +23,7 @@ from callbackq.dataaccess import (
     Durability,
     Notification,
     SupportsBackup,
+    SupportsEnlist,
     SupportsListing,
     SupportsNotifications,
     SupportsPurge,
@@ -33,6 +35,7 @@ from callbackq.settings import check_collaborator
 from callbackq.stores.sqlite import file, locking, reading, storing, upkeep
 from callbackq.stores.sqlite.backup import back_up
 from callbackq.stores.sqlite.database import Database
+from callbackq.stores.sqlite.enlisting import run_enlisted
 from callbackq.stores.sqlite.holders import Holders, remove_file
 from callbackq.stores.sqlite.rows import code_of
 from callbackq.stores.sqlite.timeline import TimeLine, instant
@@ -52,7 +55,14 @@ _DURABILITIES: Final = {"power": Durability.POWER, "process": Durability.PROCESS
 _T = TypeVar("_T")
 
 
-class SQLiteDataAccess(DataAccess, SupportsNotifications, SupportsListing, SupportsPurge, SupportsBackup):
+class SQLiteDataAccess(
+    DataAccess,
+    SupportsNotifications,
+    SupportsListing,
+    SupportsPurge,
+    SupportsBackup,
+    SupportsEnlist[sqlite3.Connection],
+):
     """
     Keep callbacks in an SQLite file, for any number of threads and processes on one machine.
 
@@ -141,14 +151,24 @@ class SQLiteDataAccess(DataAccess, SupportsNotifications, SupportsListing, Suppo
 
     # Storing and looking.
 
-    def store_callback_request(self, request: CallbackRequest, *, id: str | None = None) -> CallbackStatus:
+    def store_callback_request(
+        self, request: CallbackRequest, *, id: str | None = None, connection: sqlite3.Connection | None = None
+    ) -> CallbackStatus:
         check_arguments(request=request, id=id)
-        return self._store([(id, request)])[0]
+        return self._store([(id, request)], connection)[0]
 
     def store_callback_requests(
-        self, requests: Sequence[CallbackRequest], *, ids: Sequence[str | None] | None = None
+        self,
+        requests: Sequence[CallbackRequest],
+        *,
+        ids: Sequence[str | None] | None = None,
+        connection: sqlite3.Connection | None = None,
     ) -> list[CallbackStatus]:
-        return self._store(list(zip(ids_for(requests, ids), requests, strict=True)))
+        return self._store(list(zip(ids_for(requests, ids), requests, strict=True)), connection)
+
+    def hint(self) -> None:
+        for wake in tuple(self._subscribers.values()):
+            wake()
 
     def get_callback_status(self, id: str) -> CallbackStatus:
         return self._database.read(lambda tx: reading.status_of(tx, reading.find(tx, id).callback))
@@ -321,11 +341,18 @@ class SQLiteDataAccess(DataAccess, SupportsNotifications, SupportsListing, Suppo
         """Write, and hint at what became due. Subscribers are called when nothing is held any more."""
         result, made_due = self._write(operation)
         if made_due:
-            for wake in tuple(self._subscribers.values()):
-                wake()
+            self.hint()
         return result
 
-    def _store(self, requests: Sequence[tuple[str | None, CallbackRequest]]) -> list[CallbackStatus]:
+    def _store(
+        self, requests: Sequence[tuple[str | None, CallbackRequest]], connection: sqlite3.Connection | None
+    ) -> list[CallbackStatus]:
+        if connection is not None:
+            self._database.check_open()
+            return run_enlisted(
+                connection, self._path, lambda transaction: storing.store(transaction, self._time.now_us(), requests)
+            )
+
         def store(transaction: Transaction, now: int) -> tuple[list[CallbackStatus], bool]:
             statuses = storing.store(transaction, now, requests)
             return statuses, any(status.blocked_by is None for status in statuses)

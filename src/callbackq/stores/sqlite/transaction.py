@@ -18,7 +18,7 @@ class Transaction:
 
     __slots__ = ("_connection",)
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection | sqlite3.Cursor) -> None:
         self._connection = connection
 
     def all(self, name: str, /, **values: object) -> list[Sequence[Any]]:
@@ -27,7 +27,7 @@ class Transaction:
 
     def one(self, name: str, /, **values: object) -> Sequence[Any] | None:
         """Give the first row; for statements that give one at most, since all are read."""
-        rows = self._connection.execute(STATEMENTS[name], values).fetchall()
+        rows = self.all(name, **values)
         return rows[0] if rows else None
 
     def value(self, name: str, /, **values: object) -> Any:
