@@ -14,6 +14,7 @@ from attrs import evolve
 import callbackq.stores.sqlite
 from callbackq.dataaccess import AttemptRecord
 from callbackq.stores.sqlite import SQLiteDataAccess
+from callbackq.stores.sqlite.enlisting import plainly
 from callbackq.stores.sqlite.transaction import STATEMENTS
 from callbackq.testing.conformance.base import DELIVERED, DUE_AGAIN, LOCK_TIMEOUT, a_request, an_attempt
 
@@ -46,6 +47,7 @@ INDEXES = {
 # Statements that may read all of something, each of a table that is small whatever the backlog.
 WHOLE = {
     "schema_exists": "sqlite_master",
+    "main_file": "pragma_database_list",
     "other_tables": "sqlite_master",
     "end_all_locks": "callbackq_locked",
     "end_all_leases": "callbackq_mailings",
@@ -83,7 +85,10 @@ def connection(
 
 
 def plan_of(connection: sqlite3.Connection, name: str) -> list[str]:
-    statement = STATEMENTS[name]
+    return plan_of_statement(connection, STATEMENTS[name])
+
+
+def plan_of_statement(connection: sqlite3.Connection, statement: str) -> list[str]:
     values = dict.fromkeys(re.findall(r":(\w+)", statement), 1)
     return [str(row[3]) for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
 
@@ -108,6 +113,23 @@ def test_statements_use_the_index_that_was_made_for_them(connection: sqlite3.Con
 
     for index in INDEXES[name]:
         assert index in plan
+
+
+@pytest.mark.parametrize("name", ["last_callback", "callback_of_id", "queue", "status", "history"])
+def test_statements_on_the_applications_connection_go_the_same_way(connection: sqlite3.Connection, name: str) -> None:
+    statement = STATEMENTS[name]
+    values = dict.fromkeys(re.findall(r":(\w+)", statement), 1)
+    columns = len(connection.execute(statement, values).description)
+
+    plan = plan_of_statement(connection, plainly(statement, columns))
+
+    # A subquery may be searched for once for each time its column is named.
+    assert searches(plan) == searches(plan_of(connection, name))
+    assert not [step for step in plan if "TEMP B-TREE" in step]
+
+
+def searches(plan: list[str]) -> set[str]:
+    return {step for step in plan if step.startswith("SEARCH")}
 
 
 def test_every_statement_is_used() -> None:

@@ -371,6 +371,35 @@ def test_a_fork_that_python_was_not_told_of_is_refused_in_the_child(store: SQLit
     assert store.store_callback_request(a_request(queue_id="queue")).sequence == 1
 
 
+def test_a_forked_child_can_store_in_a_transaction_of_the_applications(store: SQLiteDataAccess, path: Path) -> None:
+    def child() -> None:
+        # The store has closed its connections for the fork, and opens none while this one may be writing.
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            store.store_callback_request(a_request(queue_id="queue"), id="by-the-child", connection=connection)
+            connection.execute("COMMIT")
+        assert store.get_callback_status("by-the-child").sequence == 1
+
+    assert exit_code(fork(child)) == 0
+    assert store.store_callback_request(a_request(queue_id="queue")).sequence == 2
+
+
+def test_a_connection_is_refused_in_a_child_of_a_fork_that_python_was_not_told_of(
+    store: SQLiteDataAccess, path: Path
+) -> None:
+    pid = ctypes.PyDLL(None).fork()
+    if pid == 0:
+        connection = sqlite3.connect(path)  # takes no locks: the child has inherited the count of the parent's
+        try:
+            store.store_callback_request(a_request(), connection=connection)
+        except DataAccessError as error:
+            os._exit(0 if "close the store before such a fork" in str(error) else 2)
+        finally:
+            os._exit(1)
+
+    assert exit_code(pid) == 0
+
+
 def test_a_fork_during_a_copy_leaves_a_child_that_says_why_it_cannot_use_the_store(path: Path) -> None:
     # The copy's connection can't be closed beforehand, so the child must not open any.
     with SQLiteDataAccess(path, busy_timeout=timedelta(milliseconds=20)) as store:

@@ -4,7 +4,7 @@ Operations on a connection of the application's, as part of its transaction.
 Nothing of the connection is changed, and its transaction is neither ended nor, unless the driver does so before any
 statement that writes, begun. What is read comes out the same whatever the application has set: a cursor of our own has
 no row factory, and as text factories and converters can't be left out, neither text nor columns of a declared type are
-read (`_plainly`).
+read (`plainly`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from callbackq.errors import DataAccessError, InvalidRequestError
 from callbackq.stores.sqlite import faults
 from callbackq.stores.sqlite.transaction import STATEMENTS, Transaction
 
-__all__ = ["run_enlisted"]
+__all__ = ["plainly", "run_enlisted"]
 
 _LEGACY: Final = -1
 """sqlite3.LEGACY_TRANSACTION_CONTROL, which Python 3.11 has no name for and no alternative to."""
@@ -136,7 +136,7 @@ class _Guest(Transaction):
     def all(self, name: str, /, **values: object) -> list[Sequence[Any]]:
         statement = STATEMENTS[name]
         described = self._connection.execute(f"SELECT * FROM ({statement}) LIMIT 0", values).description  # noqa: S608
-        rows = self._connection.execute(_plainly(statement, len(described)), values).fetchall()
+        rows = self._connection.execute(plainly(statement, len(described)), values).fetchall()
         return [self._read(row) for row in rows]
 
     def _read(self, row: Sequence[Any]) -> Sequence[Any]:
@@ -157,7 +157,7 @@ _ENCODINGS: Final = {"a".encode(encoding): encoding for encoding in ("utf-8", "u
 
 
 @cache
-def _plainly(statement: str, columns: int) -> str:
+def plainly(statement: str, columns: int) -> str:
     """Let a statement give, for each of its columns, whether it is text, and its value, text as bytes."""
     names = [f"c{number}" for number in range(columns)]
     results = (
