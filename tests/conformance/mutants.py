@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime, timedelta
 from os import PathLike
@@ -28,7 +28,7 @@ from callbackq.core.models import (
     CallbackState,
     CallbackStatus,
 )
-from callbackq.dataaccess import Acquired, Action, Notification, SupportsBackup, check_arguments
+from callbackq.dataaccess import Acquired, Action, Notification, SupportsBackup, SupportsEnlist, check_arguments
 from callbackq.errors import (
     CallbackNotFoundError,
     ConflictError,
@@ -45,6 +45,7 @@ from callbackq.testing.conformance import (
     AtomicRecord,
     Backup,
     Durable,
+    Enlisting,
     Errors,
     Exclusive,
     Expiry,
@@ -62,7 +63,7 @@ from callbackq.testing.conformance import (
     Tokens,
 )
 
-__all__ = ["MUTANTS", "Sturdy"]
+__all__ = ["MUTANTS", "Enlisted", "Sturdy"]
 
 
 class _BackendGone:
@@ -934,3 +935,126 @@ class KeepsCountingAfterARedelivery(Sturdy):
         made = callback.attempts_made
         super()._revive(callback, now)
         callback.attempts_made = made
+
+
+# Storing in a transaction of the application's
+
+
+_TURN = threading.RLock()
+"""The one writer at a time."""
+
+
+class Notebook:
+    """A connection of the application's: a copy of the store, which takes its place at the commit."""
+
+    def __init__(self, store: Sturdy) -> None:
+        self._store = store
+        self.rollback()
+
+    def rollback(self) -> None:
+        self.copy = object.__new__(type(self._store))
+        self.copy.__dict__ = self._store._copied()
+
+    def commit(self) -> None:
+        vars(self._store).update(vars(self.copy))
+
+
+class Enlisted(Sturdy, SupportsEnlist[Notebook]):
+    """`Sturdy`, with what a transaction of the application's asks for."""
+
+    def store_callback_request(
+        self, request: CallbackRequest, *, id: str | None = None, connection: Notebook | None = None
+    ) -> CallbackStatus:
+        if connection is not None:
+            return self.store_callback_requests([request], ids=[id], connection=connection)[0]
+        with _TURN:
+            return super().store_callback_request(request, id=id)
+
+    def store_callback_requests(
+        self,
+        requests: Sequence[CallbackRequest],
+        *,
+        ids: Sequence[str | None] | None = None,
+        connection: Notebook | None = None,
+    ) -> list[CallbackStatus]:
+        if connection is None:
+            return super().store_callback_requests(requests, ids=ids)
+        if not isinstance(connection, Notebook):
+            raise InvalidRequestError([("connection", "must be a Notebook")])
+        before = connection.copy._copied()
+        try:
+            return connection.copy.store_callback_requests(requests, ids=ids)
+        except Exception:
+            self._take_back(connection, before)
+            raise
+
+    def _take_back(self, connection: Notebook, before: dict[str, Any]) -> None:
+        connection.copy.__dict__ = before
+
+    def hint(self) -> None:
+        for wake in tuple(self._subscribers.values()):
+            wake()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Notebook]:
+        with _TURN:
+            yield Notebook(self)
+
+
+@breaks(Enlisting)
+class StoresAtOnce(Enlisted):
+    def store_callback_requests(
+        self, requests: Sequence[CallbackRequest], *, connection: Notebook | None = None, **ids: Any
+    ) -> list[CallbackStatus]:
+        return super().store_callback_requests(requests, **ids)
+
+
+@breaks(Enlisting)
+class ForgetsWhatWasCommitted(Enlisted):
+    def store_callback_requests(
+        self, requests: Sequence[CallbackRequest], *, connection: Notebook | None = None, **ids: Any
+    ) -> list[CallbackStatus]:
+        return super().store_callback_requests(requests, connection=connection and Notebook(self), **ids)
+
+
+@breaks(Enlisting)
+class CommitsByItself(Enlisted):
+    def store_callback_requests(
+        self, requests: Sequence[CallbackRequest], *, connection: Notebook | None = None, **ids: Any
+    ) -> list[CallbackStatus]:
+        statuses = super().store_callback_requests(requests, connection=connection, **ids)
+        if connection is not None:
+            connection.commit()
+        return statuses
+
+
+@breaks(Enlisting)
+class KeepsHalfOfWhatWasRefused(Enlisted):
+    def _take_back(self, connection: Notebook, before: dict[str, Any]) -> None: ...
+
+
+@breaks(Enlisting)
+class RollsAllBackAfterARefusal(Enlisted):
+    def _take_back(self, connection: Notebook, before: dict[str, Any]) -> None:
+        connection.rollback()
+
+
+@breaks(Enlisting)
+class DrawsNumbersWithoutALock(Enlisted):
+    @contextmanager
+    def transaction(self) -> Iterator[Notebook]:
+        yield Notebook(self)
+
+
+@breaks(Enlisting)
+class TakesAnythingForAConnection(Enlisted):
+    def store_callback_requests(
+        self, requests: Sequence[CallbackRequest], *, connection: Notebook | None = None, **ids: Any
+    ) -> list[CallbackStatus]:
+        usable = connection if isinstance(connection, Notebook) else None
+        return super().store_callback_requests(requests, connection=usable, **ids)
+
+
+@breaks(Enlisting)
+class KeepsHintsToItself(Enlisted):
+    def hint(self) -> None: ...

@@ -11,10 +11,10 @@ import pytest
 
 from callbackq.dataaccess import DataAccess
 from callbackq.testing import DataAccessConformance, FakeClock
-from callbackq.testing.conformance import CLAUSES
+from callbackq.testing.conformance import CLAUSES, Enlisting
 from callbackq.testing.conformance.base import Conformance
 
-from .mutants import MUTANTS, Sturdy
+from .mutants import MUTANTS, Enlisted, Sturdy
 
 
 class Hooks(Conformance):
@@ -34,9 +34,17 @@ class Hooks(Conformance):
         assert isinstance(data_access, Sturdy)
         return data_access.outage()
 
+    def application_transaction(self, data_access: DataAccess) -> AbstractContextManager[object]:
+        assert isinstance(data_access, Enlisted)
+        return data_access.transaction()
+
 
 class TestTheStoreThatTheMutantsAreMadeOf(Hooks, DataAccessConformance):
     """It keeps every promise, so what a mutant is accused of is its own fault."""
+
+
+class TestTheStoreThatTheMutantsOfTransactionsAreMadeOf(Hooks, Enlisting):
+    kind = Enlisted
 
 
 def broken_promises(clause: type[Conformance], mutant: type[Sturdy]) -> Iterator[str]:

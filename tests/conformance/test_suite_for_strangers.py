@@ -10,7 +10,16 @@ import unittest
 from callbackq.dataaccess import DataAccess
 from callbackq.stores.memory import InMemoryDataAccess
 from callbackq.testing import DataAccessConformance, FakeClock
-from callbackq.testing.conformance import CLAUSES, Backup, Fenced, HeadOnly, Notifications, OperatorActions, Tokens
+from callbackq.testing.conformance import (
+    CLAUSES,
+    Backup,
+    Enlisting,
+    Fenced,
+    HeadOnly,
+    Notifications,
+    OperatorActions,
+    Tokens,
+)
 from callbackq.testing.conformance.base import Conformance
 
 
@@ -91,7 +100,7 @@ def test_every_test_says_what_it_proves() -> None:
 
 
 def test_no_group_hides_a_test_of_another() -> None:
-    groups: list[type[Conformance]] = [*CLAUSES.values(), Notifications, OperatorActions]
+    groups: list[type[Conformance]] = [*CLAUSES.values(), Notifications, OperatorActions, Enlisting]
 
     names = [name for group in groups for name in names_of(group)]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -28,6 +29,12 @@ class TestSQLiteConformance(DataAccessConformance):
 
     def open_backup(self, path: Path, clock: FakeClock) -> DataAccess:
         return SQLiteDataAccess(path, clock=clock)
+
+    @contextmanager
+    def application_transaction(self, data_access: DataAccess) -> Iterator[sqlite3.Connection]:
+        with closing(sqlite3.connect(self.path, timeout=20)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
 
     @contextmanager
     def outage(self, data_access: DataAccess) -> Iterator[None]:

@@ -8,6 +8,7 @@ breaks somebody's build.
 from __future__ import annotations
 
 import logging
+import sqlite3
 import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -56,6 +57,7 @@ from callbackq.dataaccess import (
     Durability,
     Notification,
     SupportsBackup,
+    SupportsEnlist,
     SupportsListing,
     SupportsNotifications,
     SupportsPurge,
@@ -140,6 +142,23 @@ def stores(path: Path) -> None:
             one.backup(path)
         if isinstance(one, SupportsNotifications):
             assert_type(one.acquire_notifications(lock_timeout=timedelta(minutes=1), limit=1), list[Notification])
+
+
+def place_order(store: SupportsEnlist[sqlite3.Connection], connection: sqlite3.Connection) -> CallbackStatus:
+    """What an application asks for that stores in its own transaction, whichever store it is given."""
+    request = CallbackRequest(url="https://receiver.example")
+    assert_type(store.store_callback_requests([request], ids=["a"], connection=connection), list[CallbackStatus])
+    return store.store_callback_request(request, id="order-1042-paid", connection=connection)
+
+
+def enlisting(anywhere: DataAccess, connection: sqlite3.Connection, maybe: sqlite3.Connection | None) -> None:
+    store = SQLiteDataAccess("shop.db")
+    place_order(store, connection)
+    store.store_callback_request(CallbackRequest(url="https://receiver.example"), connection=maybe)
+    place_order(InMemoryDataAccess(), connection)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    store.hint()
+    if isinstance(anywhere, SupportsEnlist):
+        anywhere.hint()
 
 
 class MyDataAccess(DataAccess):

@@ -20,7 +20,7 @@ from callbackq.errors import DataAccessError, InvalidRequestError
 from callbackq.stores.sqlite import faults
 from callbackq.stores.sqlite.transaction import STATEMENTS, Transaction
 
-__all__ = ["plainly", "run_enlisted"]
+__all__ = ["check_connection", "plainly", "run_enlisted"]
 
 _LEGACY: Final = -1
 """sqlite3.LEGACY_TRANSACTION_CONTROL, which Python 3.11 has no name for and no alternative to."""
@@ -52,17 +52,21 @@ def run_enlisted(connection: sqlite3.Connection, path: Path, operation: Callable
         raise faults.translate_enlisted(error, path) from error
 
 
-def _unusable(reason: str) -> InvalidRequestError:
-    return InvalidRequestError([("connection", reason)])
-
-
-def _enter(connection: object) -> sqlite3.Cursor:
-    """Make a cursor without the connection's row factory, if a transaction is under way or will be."""
+def check_connection(connection: object) -> None:
+    """Refuse what is no connection of the driver's."""
     if not isinstance(connection, sqlite3.Connection):
         raise _unusable(
             "must be a sqlite3.Connection; SQLAlchemy has it as session.connection().connection.driver_connection, "
             "Django as django.db.connection.connection"
         )
+
+
+def _unusable(reason: str) -> InvalidRequestError:
+    return InvalidRequestError([("connection", reason)])
+
+
+def _enter(connection: sqlite3.Connection) -> sqlite3.Cursor:
+    """Make a cursor without the connection's row factory, if a transaction is under way or will be."""
     try:
         is_in_transaction = connection.in_transaction
         cursor = sqlite3.Cursor(connection)

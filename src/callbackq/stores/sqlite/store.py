@@ -35,7 +35,7 @@ from callbackq.settings import check_collaborator
 from callbackq.stores.sqlite import file, locking, reading, storing, upkeep
 from callbackq.stores.sqlite.backup import back_up
 from callbackq.stores.sqlite.database import Database
-from callbackq.stores.sqlite.enlisting import run_enlisted
+from callbackq.stores.sqlite.enlisting import check_connection, run_enlisted
 from callbackq.stores.sqlite.holders import Holders, remove_file
 from callbackq.stores.sqlite.rows import code_of
 from callbackq.stores.sqlite.timeline import TimeLine, instant
@@ -348,6 +348,7 @@ class SQLiteDataAccess(
         self, requests: Sequence[tuple[str | None, CallbackRequest]], connection: sqlite3.Connection | None
     ) -> list[CallbackStatus]:
         if connection is not None:
+            check_connection(connection)
             self._database.check_open()
             return run_enlisted(
                 connection, self._path, lambda transaction: storing.store(transaction, self._time.now_us(), requests)

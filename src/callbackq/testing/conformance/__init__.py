@@ -8,6 +8,7 @@ imports no test framework and runs under pytest and unittest alike.
 
 from __future__ import annotations
 
+from callbackq.testing.conformance.enlisting import Enlisting
 from callbackq.testing.conformance.expiring import Expiry
 from callbackq.testing.conformance.failing import Errors, ThreadsAndForks
 from callbackq.testing.conformance.keeping import Backup, Purge
@@ -25,6 +26,7 @@ __all__ = [
     "Backup",
     "DataAccessConformance",
     "Durable",
+    "Enlisting",
     "Errors",
     "Exclusive",
     "Expiry",
@@ -82,6 +84,7 @@ class DataAccessConformance(
     Purge,
     Backup,
     OperatorActions,
+    Enlisting,
 ):
     """
     Test a store: subclass this, say how to make one, and run it.
@@ -93,7 +96,8 @@ class DataAccessConformance(
                 return MyDataAccess("...", clock=clock)
 
     Under unittest add `unittest.TestCase` as the last base class. Override also, where the store can do it,
-    `reopen` (its data outlives the object), `open_backup` (it is a `SupportsBackup`) and `outage` (its backend can
-    be kept from working); tests that need one that is missing are reported as skipped, as are those of abilities
-    that the store doesn't have. The clock is a `FakeClock`: nothing sleeps.
+    `reopen` (its data outlives the object), `open_backup` (it is a `SupportsBackup`), `outage` (its backend can be kept
+    from working) and `application_transaction` (it is a `SupportsEnlist`); tests that need one that is missing are
+    reported as skipped, as are those of abilities that the store doesn't have. The clock is a `FakeClock`: nothing
+    sleeps.
     """

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar, cast
 from unittest import SkipTest
 
 from attrs import evolve
@@ -28,6 +28,7 @@ from callbackq.dataaccess import (
     Acquired,
     DataAccess,
     SupportsBackup,
+    SupportsEnlist,
     SupportsListing,
     SupportsNotifications,
     SupportsPurge,
@@ -126,6 +127,10 @@ def check_whole(status: CallbackStatus) -> None:
         assert status.attempts[-1].status_code == 200, "success must come with the attempt that brought it"
 
 
+class _Enlisting(SupportsEnlist[Any], DataAccess, Protocol):
+    """A store of which both is known: type checkers can't say so of one variable otherwise."""
+
+
 class Conformance:
     """The hooks, and what the groups of tests are written with."""
 
@@ -159,6 +164,15 @@ class Conformance:
         Not overriding this skips the tests that need it.
         """
         raise SkipTest("the test class has no outage()")
+
+    def application_transaction(self, data_access: DataAccess) -> AbstractContextManager[Any]:
+        """
+        Begin a transaction as an application would that `SupportsEnlist` is offered to.
+
+        The block gets the driver's connection, with ``commit()`` and ``rollback()``. A transaction that is still under
+        way at its end is rolled back. Called from several threads, for a connection of its own each time.
+        """
+        raise SkipTest("the test class has no application_transaction()")
 
     # Both frameworks' ways of saying that a test begins and is over. Some runners say it in both.
 
@@ -223,6 +237,17 @@ class Conformance:
         if not isinstance(self.store, SupportsBackup):
             raise SkipTest("the store is no SupportsBackup")
         return self.store
+
+    @property
+    def enlisting(self) -> _Enlisting:
+        if not isinstance(self.store, SupportsEnlist):
+            raise SkipTest("the store is no SupportsEnlist")
+        return cast("_Enlisting", self.store)
+
+    def transaction(self) -> AbstractContextManager[Any]:
+        """A transaction of the application's. The store must be open before it begins."""
+        self.enlisting.open()
+        return self.application_transaction(self.store)
 
     def stored(self, queue_id: str = "", *, id: str | None = None, **changes: Any) -> str:
         """Store a callback and say its id."""
