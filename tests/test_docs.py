@@ -219,6 +219,11 @@ PRINTED = {
         "warehouse: callback order-1042-placed",
         "shop: succeeded",
     ],
+    "own_transaction.py": [
+        "shop: order 1043 failed",
+        "shop: orders [1042, 1044]",
+        "warehouse: ['order-1042-placed', 'order-1044-placed']",
+    ],
     "two_machines.py": ["all 8 queues complete: True, in order: True"],
     "receiver_verify.py": [
         "a, number 1: 200 accepted",

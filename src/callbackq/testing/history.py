@@ -127,7 +127,7 @@ class History:
     Args:
         arrivals: all requests that reached a receiver.
         statuses: the final status of every callback in the store.
-        acknowledged: ids for which `store_callback_request` returned.
+        acknowledged: ids for which `DataAccess.store_callback_request` returned.
         duplicates_bound: callbacks that were in flight when a dispatcher was killed or frozen, summed over all
             kills. 0 for a run without any.
     """

@@ -163,7 +163,7 @@ def warn_of_wal_reset() -> None:
         _LOG.warning(
             "this is SQLite %s, which has a known fault (fixed in 3.44.6, 3.50.7 and 3.51.3): a checkpoint beside a "
             "writer may lose a commit. callbackq works around it in its own files, and there is nothing to do unless "
-            'another program writes to the same file: let that one run "PRAGMA wal_autocheckpoint = 0" on each '
-            "connection, or use a newer SQLite",
+            'another program, or a connection of your own, writes to the same file: run "PRAGMA wal_autocheckpoint = '
+            '0" on each connection there, or use a newer SQLite',
             sqlite3.sqlite_version,
         )

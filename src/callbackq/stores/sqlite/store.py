@@ -69,7 +69,9 @@ class SQLiteDataAccess(
     The file is created, readable by its owner only, when it doesn't exist. The application may keep tables of its
     own in it; ours begin with ``callbackq_``.
 
-    * Threads that write at the same time share a commit. `store_callback_requests` stores all or none.
+    * Callbacks can be stored within a transaction of the application's, on a `sqlite3.Connection` of its own whose main
+      database is the same file: see `SupportsEnlist`.
+    * Threads that write at the same time share a commit. `DataAccess.store_callback_requests` stores all or none.
     * Locks of a process that died are free for others at their next look, some 0.2 s later at most; those of a process
       that is frozen, and those of a store that was closed, when they time out.
     * Subscribers hear of what becomes due by this object. What other objects and processes do is found by polling.
