@@ -23,6 +23,7 @@ from callbackq.errors import (
     ConflictError,
     DataAccessError,
     InvalidRequestError,
+    SchemaVersionError,
     TransientDataAccessError,
 )
 from callbackq.events import EventKind
@@ -442,6 +443,36 @@ def test_a_full_disk_is_a_passing_fault_that_leaves_nothing_half_written(
     with closing(sqlite3.connect(path)) as looking:
         assert looking.execute("SELECT count(*) FROM callbackq_queues").fetchone() == (0,)
     assert store.store_callback_request(big).sequence == 1
+
+
+def test_a_store_that_a_newer_release_has_migrated_meanwhile_is_left_alone(
+    store: SQLiteDataAccess, connection: sqlite3.Connection
+) -> None:
+    connection.execute("UPDATE callbackq_store SET schema_version = 99")
+
+    with pytest.raises(SchemaVersionError):
+        store.store_callback_request(a_request(), connection=connection)
+
+    assert connection.execute("SELECT count(*) FROM callbackq_callbacks").fetchone() == (0,)
+
+
+def test_a_fault_at_the_very_end_leaves_nothing_half_written(
+    store: SQLiteDataAccess, connection: sqlite3.Connection
+) -> None:
+    refusals = iter([sqlite3.SQLITE_DENY])
+
+    def authorize(action: int, operation: str | None, *_: str | None) -> int:
+        is_release = action == sqlite3.SQLITE_SAVEPOINT and operation == "RELEASE"
+        return next(refusals, sqlite3.SQLITE_OK) if is_release else sqlite3.SQLITE_OK
+
+    connection.set_authorizer(authorize)
+    with pytest.raises(DataAccessError, match="SQLITE_AUTH"):
+        store.store_callback_request(a_request(), id="refused", connection=connection)
+    connection.set_authorizer(None)
+    store.store_callback_request(a_request(), id="stored", connection=connection)
+    connection.commit()
+
+    assert ids(store) == ["stored"]
 
 
 # What the application does on its connection.

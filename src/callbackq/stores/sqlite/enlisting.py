@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from callbackq.errors import DataAccessError, InvalidRequestError
-from callbackq.stores.sqlite import faults
+from callbackq.stores.sqlite import faults, schema
 from callbackq.stores.sqlite.transaction import STATEMENTS, Transaction
 
 __all__ = ["check_connection", "plainly", "run_enlisted"]
@@ -42,10 +42,12 @@ def run_enlisted(connection: sqlite3.Connection, path: Path, operation: Callable
     Raises:
         InvalidRequestError: the connection can't be used for this.
         TransientDataAccessError: the transaction can't write now.
+        SchemaVersionError: a newer release has migrated the file since the store was opened.
     """
     try:
         guest = _Guest(_enter(connection))
         _take_write_lock(guest, path)
+        schema.check_version(guest)
         with _savepoint(connection, guest):
             return operation(guest)
     except sqlite3.Error as error:
@@ -119,13 +121,13 @@ def _savepoint(connection: sqlite3.Connection, guest: _Guest) -> Iterator[None]:
         ) from error
     try:
         yield
+        guest.script(["RELEASE callbackq"])
     except BaseException:
         # After some faults SQLite has rolled back the whole transaction by itself.
         if connection.in_transaction:
             with suppress(sqlite3.Error):
                 guest.script(["ROLLBACK TO callbackq", "RELEASE callbackq"])
         raise
-    guest.script(["RELEASE callbackq"])
 
 
 class _Guest(Transaction):
