@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from callbackq.errors import DataAccessError
-from callbackq.stores._sql import load_migrations, load_statements
+from callbackq.stores.sql.scripts import load_migrations, load_statements
 from callbackq.stores.sqlite import SQLiteDataAccess
 from callbackq.stores.sqlite.schema import NEWEST_VERSION
 from callbackq.testing.conformance.base import LOCK_TIMEOUT, a_request

@@ -31,7 +31,7 @@ from callbackq.stores.sqlite import connections, faults, file, schema
 from callbackq.stores.sqlite.checkpoints import CheckpointSchedule
 from callbackq.stores.sqlite.forks import watch_forks
 from callbackq.stores.sqlite.groupcommit import GroupCommit, Ticket
-from callbackq.stores.sqlite.transaction import Transaction
+from callbackq.stores.sqlite.transaction import SQLiteTransaction
 
 __all__ = ["Database"]
 
@@ -59,7 +59,7 @@ class Database:
         path: Path,
         *,
         locate: Callable[[], bool],
-        prepare: Callable[[Transaction], None],
+        prepare: Callable[[SQLiteTransaction], None],
         forget: Callable[[], None],
         durable: bool,
         busy_timeout: timedelta,
@@ -121,7 +121,7 @@ class Database:
             )
         self._check_file()
 
-    def write(self, operation: Callable[[Transaction], _T]) -> _T:
+    def write(self, operation: Callable[[SQLiteTransaction], _T]) -> _T:
         """
         Run an operation in a write transaction, and return when that is durable.
 
@@ -130,7 +130,7 @@ class Database:
         self._check_process()
         return self._group.run(operation)
 
-    def read(self, operation: Callable[[Transaction], _T]) -> _T:
+    def read(self, operation: Callable[[SQLiteTransaction], _T]) -> _T:
         """Run an operation that sees the database as of one moment."""
         self.open()
         with self._reading:
@@ -138,7 +138,7 @@ class Database:
                 reader = self._open_reader()
                 try:
                     reader.execute("BEGIN")
-                    return operation(Transaction(reader))
+                    return operation(SQLiteTransaction(reader))
                 finally:
                     if reader.in_transaction:
                         reader.execute("COMMIT")
@@ -241,7 +241,7 @@ class Database:
         # Without a savepoint, what an operation wrote before it failed would be committed with the others' work.
         writer.execute("SAVEPOINT operation")
         try:
-            ticket.result = ticket.operation(Transaction(writer))
+            ticket.result = ticket.operation(SQLiteTransaction(writer))
         except sqlite3.Error as error:
             if not faults.is_refusal_of_one_operation(error):
                 raise
@@ -313,7 +313,7 @@ class Database:
         return writer
 
     def _set_up_writer(self, writer: sqlite3.Connection) -> None:
-        transaction = Transaction(writer)
+        transaction = SQLiteTransaction(writer)
         # First of all, so that a file of a newer release, or one that is no database, is left as it is.
         self._patiently(lambda: schema.check_version(transaction))
         self._writes_ahead = self._patiently(lambda: connections.set_journal(writer, write_ahead=self._writes_ahead))

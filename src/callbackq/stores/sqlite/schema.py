@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from callbackq.errors import DataAccessError, SchemaVersionError
-from callbackq.stores._sql import load_migrations
-from callbackq.stores.sqlite.transaction import Transaction
+from callbackq.stores.sql.scripts import load_migrations
+from callbackq.stores.sqlite.transaction import SQLiteTransaction
 
 __all__ = ["NEWEST_VERSION", "check_version", "migrate"]
 
@@ -16,7 +16,7 @@ NEWEST_VERSION: Final = len(_MIGRATIONS)
 _APPLICATION_ID: Final = int.from_bytes(b"cbkq")
 
 
-def check_version(transaction: Transaction) -> int:
+def check_version(transaction: SQLiteTransaction) -> int:
     """
     Find the version of a database; 0 before its first migration.
 
@@ -36,7 +36,7 @@ def check_version(transaction: Transaction) -> int:
     return version
 
 
-def migrate(transaction: Transaction) -> None:
+def migrate(transaction: SQLiteTransaction) -> None:
     """Bring a database to the newest version, within the caller's write transaction."""
     version = check_version(transaction)
     if version == NEWEST_VERSION:

@@ -32,14 +32,16 @@ from callbackq.dataaccess import (
 )
 from callbackq.errors import DataAccessError, LockLostError
 from callbackq.settings import check_collaborator
-from callbackq.stores.sqlite import file, locking, reading, storing, upkeep
+from callbackq.stores.sql import locking, reading
+from callbackq.stores.sql.instants import instant
+from callbackq.stores.sql.rows import code_of
+from callbackq.stores.sqlite import claiming, file, storing, upkeep
 from callbackq.stores.sqlite.backup import back_up
 from callbackq.stores.sqlite.database import Database
 from callbackq.stores.sqlite.enlisting import check_connection, run_enlisted
 from callbackq.stores.sqlite.holders import Holders, remove_file
-from callbackq.stores.sqlite.rows import code_of
-from callbackq.stores.sqlite.timeline import TimeLine, instant
-from callbackq.stores.sqlite.transaction import Transaction
+from callbackq.stores.sqlite.timeline import TimeLine
+from callbackq.stores.sqlite.transaction import SQLiteTransaction
 
 __all__ = ["SQLiteDataAccess"]
 
@@ -201,7 +203,7 @@ class SQLiteDataAccess(
             return []
         claims = self._write(
             partial(
-                locking.claim,
+                claiming.claim,
                 machine_name=machine_name,
                 lock_timeout=lock_timeout,
                 limit=min(limit, _MOST_LOCKS),
@@ -309,7 +311,7 @@ class SQLiteDataAccess(
             self._was_located = True
         return self._is_local
 
-    def _prepare(self, transaction: Transaction) -> None:
+    def _prepare(self, transaction: SQLiteTransaction) -> None:
         """Follow the time line of this boot, or begin one."""
         _, boot_id, offset_us, latest_us = transaction.all("store")[0]
         # Machines that share a file share no boot, and so no clock but wall time.
@@ -335,11 +337,11 @@ class SQLiteDataAccess(
 
     # Everyday steps.
 
-    def _write(self, operation: Callable[[Transaction, int], _T]) -> _T:
+    def _write(self, operation: Callable[[SQLiteTransaction, int], _T]) -> _T:
         # The time is read when the write lock is held, so that it rises in the order of commits.
         return self._database.write(lambda transaction: operation(transaction, self._time.now_us()))
 
-    def _telling(self, operation: Callable[[Transaction, int], tuple[_T, bool]]) -> _T:
+    def _telling(self, operation: Callable[[SQLiteTransaction, int], tuple[_T, bool]]) -> _T:
         """Write, and hint at what became due. Subscribers are called when nothing is held any more."""
         result, made_due = self._write(operation)
         if made_due:
@@ -356,7 +358,7 @@ class SQLiteDataAccess(
                 connection, self._path, lambda transaction: storing.store(transaction, self._time.now_us(), requests)
             )
 
-        def store(transaction: Transaction, now: int) -> tuple[list[CallbackStatus], bool]:
+        def store(transaction: SQLiteTransaction, now: int) -> tuple[list[CallbackStatus], bool]:
             statuses = storing.store(transaction, now, requests)
             return statuses, any(status.blocked_by is None for status in statuses)
 

@@ -9,10 +9,10 @@ from attrs import define
 
 from callbackq.core.models import CallbackRequest, CallbackStatus
 from callbackq.errors import ConflictError
-from callbackq.stores.sqlite.reading import status_of
-from callbackq.stores.sqlite.rows import Values, request_values
-from callbackq.stores.sqlite.timeline import instant
-from callbackq.stores.sqlite.transaction import Transaction
+from callbackq.stores.sql.instants import instant
+from callbackq.stores.sql.reading import status_of
+from callbackq.stores.sql.rows import Values, request_values
+from callbackq.stores.sqlite.transaction import SQLiteTransaction
 
 __all__ = ["store"]
 
@@ -27,7 +27,7 @@ class _Queue:
 
 
 def store(
-    transaction: Transaction, now: int, requests: Iterable[tuple[str | None, CallbackRequest]]
+    transaction: SQLiteTransaction, now: int, requests: Iterable[tuple[str | None, CallbackRequest]]
 ) -> list[CallbackStatus]:
     """
     Store callbacks, all or none, in this order.
@@ -79,7 +79,7 @@ def store(
     return statuses
 
 
-def _find(transaction: Transaction, id: str) -> CallbackStatus | None:
+def _find(transaction: SQLiteTransaction, id: str) -> CallbackStatus | None:
     callback = transaction.value("callback_of_id", id=id)
     return None if callback is None else status_of(transaction, callback)
 
@@ -90,7 +90,7 @@ def _unless_other(status: CallbackStatus, request: CallbackRequest) -> CallbackS
     return status
 
 
-def _join(transaction: Transaction, queues: dict[str, _Queue], name: str, id: str) -> tuple[int, str | None]:
+def _join(transaction: SQLiteTransaction, queues: dict[str, _Queue], name: str, id: str) -> tuple[int, str | None]:
     """Take the queue's next number, and see who is its head."""
     if not name:
         return 1, None

@@ -3,50 +3,50 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from typing import Final
 
-from callbackq.stores._sql import load_statements
+from callbackq.stores.sql.rows import CallbackRow, Row
+from callbackq.stores.sql.scripts import load_statements
+from callbackq.stores.sql.transaction import Transaction
 
-__all__ = ["STATEMENTS", "Transaction"]
+__all__ = ["STATEMENTS", "SQLiteTransaction"]
 
 STATEMENTS: Final = load_statements("callbackq.stores.sqlite", "statements.sql")
 
 
-class Transaction:
-    """Runs named statements, whose values are bound by name."""
+class SQLiteTransaction(Transaction):
+    """Within it nobody else writes, so there are no locks on rows."""
 
     __slots__ = ("_connection",)
 
     def __init__(self, connection: sqlite3.Connection | sqlite3.Cursor) -> None:
         self._connection = connection
 
-    def all(self, name: str, /, **values: object) -> list[Sequence[Any]]:
-        """Give all rows."""
+    def all(self, name: str, /, **values: object) -> list[Row]:
         return self._connection.execute(STATEMENTS[name], values).fetchall()
 
-    def one(self, name: str, /, **values: object) -> Sequence[Any] | None:
-        """Give the first row; for statements that give one at most, since all are read."""
-        rows = self.all(name, **values)
-        return rows[0] if rows else None
-
-    def value(self, name: str, /, **values: object) -> Any:
-        """Give the first column of the first row; ``None`` without a row."""
-        row = self.one(name, **values)
-        return row[0] if row else None
-
     def run(self, name: str, values: Mapping[str, object]) -> int:
-        """Write, and say how many rows were changed."""
         return self._connection.execute(STATEMENTS[name], values).rowcount
+
+    def run_many(self, name: str, rows: Iterable[Mapping[str, object]]) -> int:
+        return self._connection.executemany(STATEMENTS[name], rows).rowcount
+
+    def rows_to_change(self, ids: Iterable[str], *, queues: Iterable[int | str | None]) -> dict[str, CallbackRow]:
+        found = (self.one("callback", id=id) for id in ids)
+        return {row[1]: CallbackRow(*row) for row in found if row is not None}
+
+    def join_tail(self, row: CallbackRow) -> bool:
+        (queue,) = self.all("queue_tail", queue=row.queue)
+        tail, has_head = queue
+        self.run("set_tail", {"queue": row.queue, "tail": tail + 1})
+        self.run("join_tail", {"callback": row.callback, "sequence": tail + 1})
+        return not has_head
 
     def add(self, name: str, values: Mapping[str, object]) -> int:
         """Insert a row, and give its key."""
         key = self._connection.execute(STATEMENTS[name], values).lastrowid
         return key or 0
-
-    def run_many(self, name: str, rows: Iterable[Mapping[str, object]]) -> int:
-        """Write for each set of values, and say how many rows were changed."""
-        return self._connection.executemany(STATEMENTS[name], rows).rowcount
 
     def script(self, statements: Iterable[str]) -> None:
         """Run statements without values."""

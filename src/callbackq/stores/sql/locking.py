@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from attrs import evolve
@@ -11,10 +10,11 @@ from attrs import evolve
 from callbackq.core.lifecycle import Action, Effect, Transition, apply_action
 from callbackq.core.models import CallbackLock, CallbackState, CallbackStatus
 from callbackq.dataaccess import Acquired, AttemptRecord
-from callbackq.errors import LockLostError
-from callbackq.stores.sqlite.changes import Changes
-from callbackq.stores.sqlite.reading import find, status_of
-from callbackq.stores.sqlite.rows import (
+from callbackq.errors import CallbackNotFoundError, LockLostError
+from callbackq.stores.sql.changes import Changes
+from callbackq.stores.sql.instants import instant
+from callbackq.stores.sql.reading import find, status_of
+from callbackq.stores.sql.rows import (
     LOCKED,
     ROW_COLUMNS,
     STATES,
@@ -23,18 +23,18 @@ from callbackq.stores.sqlite.rows import (
     read_on_exhausted,
     read_request,
 )
-from callbackq.stores.sqlite.timeline import instant, later
-from callbackq.stores.sqlite.transaction import Transaction
+from callbackq.stores.sql.transaction import Transaction
 
-__all__ = ["Claim", "acquired", "act", "claim", "end_locks"]
+__all__ = ["Claim", "Take", "acquired", "act", "claim", "end_locks"]
 
 Claim = tuple[CallbackRow, Sequence[Any]]
 """A callback that was locked, and its request's columns."""
 
+Take = Callable[[list[CallbackRow]], None]
+"""Gives rows a new lock, here and in the database."""
 
-def claim(
-    transaction: Transaction, now: int, *, machine_name: str, lock_timeout: timedelta, limit: int, holder: int | None
-) -> list[Claim]:
+
+def claim(transaction: Transaction, now: int, *, limit: int, take: Take) -> list[Claim]:
     """
     Lock due heads.
 
@@ -44,11 +44,13 @@ def claim(
     while len(claims) < limit:
         changes = Changes(now)
         heads = transaction.all("due_heads", now=now, limit=limit - len(claims))
-        found = [(CallbackRow(*head[:ROW_COLUMNS]), head[ROW_COLUMNS:]) for head in heads]
-        free = [(row, request) for row, request in found if row.state != LOCKED or _is_free_again(row, changes)]
-        _lock(transaction, now, [row for row, _ in free], machine_name, later(now, lock_timeout), holder)
+        requests = {head[0]: head[ROW_COLUMNS:] for head in heads}
+        found = [CallbackRow(*head[:ROW_COLUMNS]) for head in heads]
+        free = [row for row in found if row.state != LOCKED or _is_free_again(row, changes)]
+        if free:
+            take(free)
         changes.write(transaction)
-        claims += free
+        claims += [(row, requests[row.callback]) for row in free]
         if len(free) == len(found):
             break
         # Some ended with their locks, and those behind them may be due.
@@ -64,22 +66,6 @@ def _is_free_again(row: CallbackRow, changes: Changes) -> bool:
         return True
     changes.apply(row, settled)
     return False
-
-
-def _lock(
-    transaction: Transaction, now: int, rows: list[CallbackRow], machine_name: str, timeout: int, holder: int | None
-) -> None:
-    if not rows:
-        return
-    if holder is not None:
-        # Each time: it costs little, and the row may have been lost.
-        transaction.run("add_holder", {"holder": holder})
-    transaction.run("draw_tokens", {"count": len(rows), "now": now})
-    token = transaction.value("last_token") - len(rows)
-    for row in rows:
-        token += 1
-        row.token, row.acquired, row.due, row.machine = token, now, timeout, machine_name
-    transaction.run_many("lock", ({**vars(row), "holder": holder} for row in rows))
 
 
 def acquired(claim: Claim) -> Acquired:
@@ -119,31 +105,46 @@ def end_locks(
         an exception would undo the late attempt that was kept.)
     """
     outcomes: list[Transition | LockLostError] = []
-    changes = Changes(now)
-    seen: set[str] = set()
+    made_due = False
+    for batch in _without_repetitions(records):
+        changes = Changes(now)
+        rows = transaction.rows_to_change(
+            (record.acquired.id for record in batch), queues=(record.acquired.queue_id for record in batch)
+        )
+        for record in batch:
+            row = rows.get(record.acquired.id)
+            outcomes.append(_end_lock(transaction, changes, row, record, released=released))
+        changes.write(transaction)
+        made_due = made_due or changes.made_due
+    return outcomes, made_due
+
+
+def _without_repetitions(records: Sequence[AttemptRecord]) -> Iterator[list[AttemptRecord]]:
+    """Part records where a callback comes again: its row must be read as the earlier record left it."""
+    batch: dict[str, AttemptRecord] = {}
     for record in records:
-        id, token = record.acquired.id, record.acquired.lock.token
-        if id in seen:
-            # Its row must be read as the earlier record left it.
-            changes.write(transaction)
-            changes = Changes(now, made_due=changes.made_due)
-            seen.clear()
-        seen.add(id)
-        found = transaction.one("callback", id=id)
-        row = CallbackRow(*found) if found else None
-        if row is not None and row.state == LOCKED and row.token == token:
-            settled = changes.settle(row, record.transition)
-            changes.end_lock(row, settled=None if released else settled, attempt=record.attempt)
-            if not released:
-                row.abandoned = 0
-            changes.apply(row, settled)
-            outcomes.append(settled)
-        elif row is None or released:
-            outcomes.append(LockLostError(id, token))
-        else:
-            outcomes.append(_repeat_or_keep_late(transaction, row, record))
-    changes.write(transaction)
-    return outcomes, changes.made_due
+        if record.acquired.id in batch:
+            yield list(batch.values())
+            batch.clear()
+        batch[record.acquired.id] = record
+    if batch:
+        yield list(batch.values())
+
+
+def _end_lock(
+    transaction: Transaction, changes: Changes, row: CallbackRow | None, record: AttemptRecord, *, released: bool
+) -> Transition | LockLostError:
+    token = record.acquired.lock.token
+    if row is not None and row.state == LOCKED and row.token == token:
+        settled = changes.settle(row, record.transition)
+        changes.end_lock(row, settled=None if released else settled, attempt=record.attempt)
+        if not released:
+            row.abandoned = 0
+        changes.apply(row, settled)
+        return settled
+    if row is None or released:
+        return LockLostError(record.acquired.id, token)
+    return _repeat_or_keep_late(transaction, row, record)
 
 
 def _repeat_or_keep_late(
@@ -158,7 +159,8 @@ def _repeat_or_keep_late(
         return Transition(state=STATES[lock[0]])
     if record.attempt is not None:
         attempt = evolve(record.attempt, late=True)
-        transaction.run("keep_late", {"token": lost.token, **attempt_values(attempt, lock_machine=None)})
+        values = attempt_values(attempt, lock_machine=None)
+        transaction.run("keep_late", {"token": lost.token, "callback": row.callback, **values})
     if record.transition.state is CallbackState.SUCCEEDED:
         transaction.run("accept_late", {"callback": row.callback})
     return lost
@@ -174,7 +176,10 @@ def act(transaction: Transaction, now: int, id: str, action: Action) -> tuple[Ca
     Raises:
         CallbackNotFoundError, IllegalTransitionError: nothing was changed.
     """
-    row = find(transaction, id)
+    found = find(transaction, id)
+    row = transaction.rows_to_change([id], queues=[found.queue]).get(id)
+    if row is None:  # purged since
+        raise CallbackNotFoundError(id)
     changes = Changes(now)
     effect = apply_action(
         action,
@@ -192,19 +197,10 @@ def act(transaction: Transaction, now: int, id: str, action: Action) -> tuple[Ca
         case Effect.REDELIVER_IN_PLACE:
             changes.revive(row, is_head=True)
         case Effect.REDELIVER_AT_TAIL:
-            changes.revive(row, is_head=_join_tail(transaction, row))
+            changes.revive(row, is_head=transaction.join_tail(row))
         case Effect.OPEN_QUEUE:
             row.holds = 0
             changes.leave_queue(row)
             changes.keep(row)
     changes.write(transaction)
     return status_of(transaction, row.callback), changes.made_due
-
-
-def _join_tail(transaction: Transaction, row: CallbackRow) -> bool:
-    """Give a callback its queue's next number, and say whether it is alone there."""
-    (queue,) = transaction.all("queue_tail", queue=row.queue)
-    tail, has_head = queue
-    transaction.run("set_tail", {"queue": row.queue, "tail": tail + 1})
-    transaction.run("join_tail", {"callback": row.callback, "sequence": tail + 1})
-    return not has_head

@@ -11,9 +11,9 @@ from attrs import define, field
 
 from callbackq.core.lifecycle import Transition, settle
 from callbackq.core.models import CallbackAttempt, CallbackState
-from callbackq.stores.sqlite.rows import LOCKED, WAITING, CallbackRow, Values, attempt_values, code_of
-from callbackq.stores.sqlite.timeline import later
-from callbackq.stores.sqlite.transaction import Transaction
+from callbackq.stores.sql.instants import later
+from callbackq.stores.sql.rows import LOCKED, WAITING, CallbackRow, Values, attempt_values, code_of
+from callbackq.stores.sql.transaction import Transaction
 
 __all__ = ["Changes"]
 

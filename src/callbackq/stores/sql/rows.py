@@ -27,7 +27,7 @@ from callbackq.core.models import (
     RetryPhase,
 )
 from callbackq.errors import DataAccessError
-from callbackq.stores.sqlite.timeline import instant, microseconds, span
+from callbackq.stores.sql.instants import instant, microseconds, span
 
 __all__ = [
     "LOCKED",
@@ -35,6 +35,8 @@ __all__ = [
     "STATES",
     "WAITING",
     "CallbackRow",
+    "Row",
+    "Values",
     "attempt_values",
     "code_of",
     "read_on_exhausted",
@@ -44,7 +46,10 @@ __all__ = [
 ]
 
 Row = Sequence[Any]
+"""What a statement gives."""
+
 Values = dict[str, Any]
+"""What a statement is given."""
 
 STATES: Final = (
     CallbackState.WAITING,
@@ -72,9 +77,9 @@ class CallbackRow:
     Without slots, so that ``vars(row)`` are the statement's values.
     """
 
-    callback: int
+    callback: int | str
     id: str
-    queue: int | None
+    queue: int | str | None
     sequence: int
     state: int
     is_head: int
@@ -89,6 +94,10 @@ class CallbackRow:
     accepted_late: int
     finished: int | None
     failed_reason: str | None
+
+    def take(self, *, token: int, acquired: int, timeout: int, machine_name: str) -> None:
+        """Be locked. The state that was is still needed until the end of the lock before is written."""
+        self.token, self.acquired, self.due, self.machine = token, acquired, timeout, machine_name
 
 
 ROW_COLUMNS: Final = len(fields(CallbackRow))

@@ -9,8 +9,8 @@ from typing import Final
 from callbackq.core.models import CallbackStatus
 from callbackq.core.validation import check_callback_id, check_text
 from callbackq.errors import CallbackNotFoundError, DataAccessError
-from callbackq.stores.sqlite.rows import CallbackRow, read_status
-from callbackq.stores.sqlite.transaction import Transaction
+from callbackq.stores.sql.rows import CallbackRow, read_status
+from callbackq.stores.sql.transaction import Transaction
 
 __all__ = ["LIST_BATCH", "find", "keys_of_all", "keys_of_queue", "readable_statuses", "status_of"]
 
@@ -29,7 +29,7 @@ def find(transaction: Transaction, id: str) -> CallbackRow:
     return CallbackRow(*row)
 
 
-def status_of(transaction: Transaction, callback: int) -> CallbackStatus:
+def status_of(transaction: Transaction, callback: int | str) -> CallbackStatus:
     """Read all about a callback that is there."""
     (row,) = transaction.all("status", callback=callback)
     return read_status(row, transaction.all("history", callback=callback))
