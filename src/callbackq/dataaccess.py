@@ -197,7 +197,8 @@ class DataAccess(Protocol):
         Lock due heads of queues for one attempt each.
 
         * Only heads that are WAITING and due, or LOCKED with a lock whose timeout has passed; those longest due
-          first; at most *limit*.
+          first; at most *limit*. For a callback that waited behind others, a store may count from when it became
+          the head.
         * Each becomes LOCKED under a new lock: acquired now, timing out *lock_timeout* from now, with a token
           higher than any this callback ever had. However many callers race, each head goes to one of them.
         * A lock that had timed out is closed (``ended`` set, ``completed`` false), counts as abandoned, and

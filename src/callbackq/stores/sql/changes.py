@@ -7,6 +7,8 @@ read, changed here, and written at the end, many at once.
 
 from __future__ import annotations
 
+from typing import Final
+
 from attrs import define, field
 
 from callbackq.core.lifecycle import Transition, settle
@@ -16,6 +18,8 @@ from callbackq.stores.sql.rows import LOCKED, WAITING, CallbackRow, Values, atte
 from callbackq.stores.sql.transaction import Transaction
 
 __all__ = ["Changes"]
+
+_NEXT_TRY_US: Final = 100_000
 
 
 # Without a repr: the history's values hold answers.
@@ -31,7 +35,7 @@ class Changes:
     made_due: bool = False
     _rows: list[CallbackRow] = field(factory=list, init=False)
     _history: list[Values] = field(factory=list, init=False)
-    _opened: list[Values] = field(factory=list, init=False)
+    _leaving: list[CallbackRow] = field(factory=list, init=False)
     _owed: list[Values] = field(factory=list, init=False)
 
     def settle(self, row: CallbackRow, transition: Transition) -> Transition:
@@ -94,8 +98,14 @@ class Changes:
     def leave_queue(self, row: CallbackRow) -> None:
         """Let the next callback be the head, if this was it."""
         if row.is_head and row.queue is not None:
-            self._opened.append({"queue": row.queue, "sequence": row.sequence})
+            self._leaving.append(row)
         row.is_head = 0
+
+    def open_queue_behind(self, row: CallbackRow) -> None:
+        """Try again what could not be done when the callback ended."""
+        row.due = None
+        self.leave_queue(row)
+        self.keep(row)
 
     def keep(self, row: CallbackRow) -> None:
         """Remember to write a row, as it will be then."""
@@ -103,16 +113,30 @@ class Changes:
 
     def write(self, transaction: Transaction) -> None:
         """Write all of it."""
+        opened = self._lock_queues(transaction)
         # Old heads step down before new ones rise: two at once would break the index that forbids it.
         if self._rows:
             transaction.run_many("write_callback", map(vars, self._rows))
-        if self._opened and transaction.run_many("open_queue", self._opened) > 0:
+        if opened and transaction.run_many("open_queue", opened) > 0:
             self.made_due = True
         if self._history:
             transaction.run_many("add_history", self._history)
-        for owed in self._owed:
-            transaction.run("number_debt", owed)
-            transaction.run("add_debt", owed)
+        if self._owed:
+            transaction.owe(self._owed)
+
+    def _lock_queues(self, transaction: Transaction) -> list[Values]:
+        """Say which queues can be opened. In one that is locked by others for too long, the old head stays for now."""
+        if not self._leaving:
+            return []
+        locked = transaction.lock_queues({row.queue for row in self._leaving if row.queue is not None})
+        for row in self._leaving:
+            if row.queue not in locked:
+                row.is_head, row.due = 1, self.now + _NEXT_TRY_US
+        return [
+            {"queue": row.queue, "sequence": row.sequence, "now": self.now}
+            for row in self._leaving
+            if row.queue in locked
+        ]
 
     def _keep_lock(
         self,

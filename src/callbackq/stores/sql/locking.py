@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 from attrs import evolve
@@ -18,6 +19,7 @@ from callbackq.stores.sql.rows import (
     LOCKED,
     ROW_COLUMNS,
     STATES,
+    WAITING,
     CallbackRow,
     attempt_values,
     read_on_exhausted,
@@ -25,7 +27,7 @@ from callbackq.stores.sql.rows import (
 )
 from callbackq.stores.sql.transaction import Transaction
 
-__all__ = ["Claim", "Take", "acquired", "act", "claim", "end_locks"]
+__all__ = ["Claim", "Take", "acquired", "act", "claim", "end_locks", "releases"]
 
 Claim = tuple[CallbackRow, Sequence[Any]]
 """A callback that was locked, and its request's columns."""
@@ -46,7 +48,7 @@ def claim(transaction: Transaction, now: int, *, limit: int, take: Take) -> list
         heads = transaction.all("due_heads", now=now, limit=limit - len(claims))
         requests = {head[0]: head[ROW_COLUMNS:] for head in heads}
         found = [CallbackRow(*head[:ROW_COLUMNS]) for head in heads]
-        free = [row for row in found if row.state != LOCKED or _is_free_again(row, changes)]
+        free = [row for row in found if row.state == WAITING or _is_free_again(row, changes)]
         if free:
             take(free)
         changes.write(transaction)
@@ -59,6 +61,9 @@ def claim(transaction: Transaction, now: int, *, limit: int, take: Take) -> list
 
 def _is_free_again(row: CallbackRow, changes: Changes) -> bool:
     """End a lock that has timed out; a cancel noted under it, or a late acceptance, ends the callback too."""
+    if row.owes_an_opening():
+        changes.open_queue_behind(row)
+        return False
     changes.lose_lock(row)
     row.abandoned += 1
     settled = changes.settle(row, Transition(state=CallbackState.WAITING))
@@ -88,6 +93,14 @@ def acquired(claim: Claim) -> Acquired:
     )
 
 
+def releases(locks: Iterable[tuple[Acquired, timedelta]]) -> list[AttemptRecord]:
+    """Say what `end_locks` is to write for locks that are given back unused, each with its delay."""
+    return [
+        AttemptRecord(acquired=acquired, attempt=None, transition=Transition(state=CallbackState.WAITING, delay=delay))
+        for acquired, delay in locks
+    ]
+
+
 def end_locks(
     transaction: Transaction, now: int, records: Sequence[AttemptRecord], *, released: bool = False
 ) -> tuple[list[Transition | LockLostError], bool]:
@@ -108,9 +121,7 @@ def end_locks(
     made_due = False
     for batch in _without_repetitions(records):
         changes = Changes(now)
-        rows = transaction.rows_to_change(
-            (record.acquired.id for record in batch), queues=(record.acquired.queue_id for record in batch)
-        )
+        rows = transaction.rows_to_change(record.acquired.id for record in batch)
         for record in batch:
             row = rows.get(record.acquired.id)
             outcomes.append(_end_lock(transaction, changes, row, record, released=released))
@@ -177,10 +188,16 @@ def act(transaction: Transaction, now: int, id: str, action: Action) -> tuple[Ca
         CallbackNotFoundError, IllegalTransitionError: nothing was changed.
     """
     found = find(transaction, id)
-    row = transaction.rows_to_change([id], queues=[found.queue]).get(id)
+    if found.queue is not None:
+        transaction.lock_queues([found.queue], patiently=True)
+    row = transaction.rows_to_change([id]).get(id)
     if row is None:  # purged since
         raise CallbackNotFoundError(id)
     changes = Changes(now)
+    if row.owes_an_opening():
+        changes.open_queue_behind(row)
+        changes.write(transaction)
+        changes = Changes(now, made_due=changes.made_due)
     effect = apply_action(
         action,
         id=id,

@@ -35,6 +35,7 @@ __all__ = [
     "STATES",
     "WAITING",
     "CallbackRow",
+    "Key",
     "Row",
     "Values",
     "attempt_values",
@@ -44,6 +45,9 @@ __all__ = [
     "read_status",
     "request_values",
 ]
+
+Key = int | str
+"""What identifies a row of a table."""
 
 Row = Sequence[Any]
 """What a statement gives."""
@@ -77,9 +81,9 @@ class CallbackRow:
     Without slots, so that ``vars(row)`` are the statement's values.
     """
 
-    callback: int | str
+    callback: Key
     id: str
-    queue: int | str | None
+    queue: Key | None
     sequence: int
     state: int
     is_head: int
@@ -94,6 +98,10 @@ class CallbackRow:
     accepted_late: int
     finished: int | None
     failed_reason: str | None
+
+    def owes_an_opening(self) -> bool:
+        """Whether it has ended while its queue could not be locked, so that the next is still to be its head."""
+        return self.state > LOCKED and self.due is not None
 
     def take(self, *, token: int, acquired: int, timeout: int, machine_name: str) -> None:
         """Be locked. The state that was is still needed until the end of the lock before is written."""

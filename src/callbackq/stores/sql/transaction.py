@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from callbackq.stores.sql.rows import CallbackRow, Row
+from callbackq.stores.sql.rows import CallbackRow, Key, Row
 
 __all__ = ["Transaction"]
 
@@ -15,8 +15,8 @@ class Transaction(Protocol):
     """
     Runs named statements, whose values are bound by name, within one transaction.
 
-    Locks on rows, where the database has them, are always taken in one order: queues by their names, and then
-    callbacks. Whoever takes them in another order may wait for ever for somebody who waits for him.
+    Locks on rows, where the database has them, are taken in the order of their keys, and whoever holds a callback's
+    waits for a queue's only for a moment: otherwise two might wait for each other.
     """
 
     @abstractmethod
@@ -30,19 +30,37 @@ class Transaction(Protocol):
         ...
 
     @abstractmethod
-    def rows_to_change(self, ids: Iterable[str], *, queues: Iterable[int | str | None]) -> dict[str, CallbackRow]:
+    def rows_to_change(self, ids: Iterable[str]) -> dict[str, CallbackRow]:
+        """Read callbacks, by their ids, which nobody else can change until the transaction ends."""
+        ...
+
+    @abstractmethod
+    def lock_queues(self, queues: Iterable[Key], *, patiently: bool = False) -> set[Key]:
         """
-        Read callbacks that nobody else can change until the transaction ends, and those that are to be.
+        Keep everybody else from joining, leaving and opening queues until the transaction ends.
 
         Args:
-            ids: which; those that aren't there are left out.
-            queues: those they are in, by key or by name. Nobody else can join, leave or open them from here on.
+            queues: their keys.
+            patiently: wait for others; otherwise only a moment, since other queues' callbacks wait, too.
+
+        Returns:
+            Those that are locked now; all of them, if asked patiently.
         """
         ...
 
     @abstractmethod
     def join_tail(self, row: CallbackRow) -> bool:
         """Give a callback its queue's next number, and say whether it is alone there. Its queue can't be changed."""
+        ...
+
+    @abstractmethod
+    def draw_tokens(self, count: int, now: int) -> int:
+        """Give the first of so many numbers in a row, which nobody else is given."""
+        ...
+
+    @abstractmethod
+    def owe(self, debts: Sequence[Mapping[str, object]]) -> None:
+        """Write that somebody is to be told of callbacks' failures; each debt says which callback, and when it is."""
         ...
 
     def one(self, name: str, /, **values: object) -> Row | None:

@@ -28,9 +28,7 @@ def claim(
         if holder is not None:
             # Each time: it costs little, and the row may have been lost.
             transaction.run("add_holder", {"holder": holder})
-        transaction.run("draw_tokens", {"count": len(rows), "now": now})
-        first_token = transaction.value("last_token") - len(rows) + 1
-        for token, row in enumerate(rows, first_token):
+        for token, row in enumerate(rows, transaction.draw_tokens(len(rows), now)):
             row.take(token=token, acquired=now, timeout=timeout, machine_name=machine_name)
         transaction.run_many("lock", ({**vars(row), "holder": holder} for row in rows))
 

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 
 from callbackq.errors import DataAccessError, InvalidRequestError
 from callbackq.stores.sqlite import faults, schema
-from callbackq.stores.sqlite.transaction import STATEMENTS, Transaction
+from callbackq.stores.sqlite.transaction import STATEMENTS, SQLiteTransaction
 
 __all__ = ["check_connection", "plainly", "run_enlisted"]
 
@@ -28,7 +28,7 @@ _LEGACY: Final = -1
 _T = TypeVar("_T")
 
 
-def run_enlisted(connection: sqlite3.Connection, path: Path, operation: Callable[[Transaction], _T]) -> _T:
+def run_enlisted(connection: sqlite3.Connection, path: Path, operation: Callable[[SQLiteTransaction], _T]) -> _T:
     """
     Run an operation within the application's transaction.
 
@@ -130,7 +130,7 @@ def _savepoint(connection: sqlite3.Connection, guest: _Guest) -> Iterator[None]:
         raise
 
 
-class _Guest(Transaction):
+class _Guest(SQLiteTransaction):
     """Named statements on a connection that isn't ours."""
 
     __slots__ = ("_encoding",)

@@ -32,7 +32,7 @@ from callbackq.dataaccess import (
 )
 from callbackq.errors import DataAccessError, LockLostError
 from callbackq.settings import check_collaborator
-from callbackq.stores.sql import locking, reading
+from callbackq.stores.sql import forgetting, locking, mailings, reading
 from callbackq.stores.sql.instants import instant
 from callbackq.stores.sql.rows import code_of
 from callbackq.stores.sqlite import claiming, file, storing, upkeep
@@ -220,13 +220,7 @@ class SQLiteDataAccess(
         return outcome
 
     def release_locks(self, locks: Sequence[tuple[Acquired, timedelta]]) -> list[Transition | LockLostError]:
-        records = [
-            AttemptRecord(
-                acquired=acquired, attempt=None, transition=Transition(state=CallbackState.WAITING, delay=delay)
-            )
-            for acquired, delay in locks
-        ]
-        return self._telling(partial(locking.end_locks, records=records, released=True))
+        return self._telling(partial(locking.end_locks, records=locking.releases(locks), released=True))
 
     def record_attempt(self, acquired: Acquired, attempt: CallbackAttempt | None, transition: Transition) -> Transition:
         (outcome,) = self.record_attempts([AttemptRecord(acquired=acquired, attempt=attempt, transition=transition)])
@@ -262,21 +256,21 @@ class SQLiteDataAccess(
         # A look costs no place among the writers.
         if not self._database.read(lambda tx: tx.value("mailing_due", now=self._time.now_us())):
             return []
-        return self._write(partial(upkeep.lease_mailings, lock_timeout=lock_timeout, limit=min(limit, _MOST_LOCKS)))
+        return self._write(partial(mailings.lease_mailings, lock_timeout=lock_timeout, limit=min(limit, _MOST_LOCKS)))
 
     def record_notification(
         self, notification: Notification, *, retry_in: timedelta | None, quiet_for: timedelta = timedelta(0)
     ) -> None:
         check_arguments(retry_in=retry_in, quiet_for=quiet_for)
         mailing = self._write(
-            partial(upkeep.settle_mailing, notification=notification, retry_in=retry_in, quiet_for=quiet_for)
+            partial(mailings.settle_mailing, notification=notification, retry_in=retry_in, quiet_for=quiet_for)
         )
         if mailing is None:
             return
         # In small transactions, so that none of them holds up a delivery. The payment is written: whoever is told of a
         # fault now sends the e-mail again. What is left over goes with the next payment, or with the mailing.
         with suppress(DataAccessError):
-            while self._write(partial(upkeep.forget_debts, mailing=mailing)):
+            while self._write(partial(mailings.forget_debts, mailing=mailing)):
                 pass
 
     # Forgetting and copying.
@@ -287,7 +281,7 @@ class SQLiteDataAccess(
         while purged < limit:
             # In small transactions, so that none of them holds up a delivery.
             batch = min(_PURGE_BATCH, limit - purged)
-            found = self._write(partial(upkeep.purge, finished_for=finished_for, limit=batch))
+            found = self._write(partial(forgetting.purge, finished_for=finished_for, limit=batch))
             purged += found
             if found < batch:
                 break

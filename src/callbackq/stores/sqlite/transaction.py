@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from callbackq.stores.sql.rows import CallbackRow, Row
+from callbackq.stores.sql.rows import CallbackRow, Key, Row
 from callbackq.stores.sql.scripts import load_statements
 from callbackq.stores.sql.transaction import Transaction
 
@@ -32,7 +32,10 @@ class SQLiteTransaction(Transaction):
     def run_many(self, name: str, rows: Iterable[Mapping[str, object]]) -> int:
         return self._connection.executemany(STATEMENTS[name], rows).rowcount
 
-    def rows_to_change(self, ids: Iterable[str], *, queues: Iterable[int | str | None]) -> dict[str, CallbackRow]:
+    def lock_queues(self, queues: Iterable[Key], *, patiently: bool = False) -> set[Key]:
+        return set(queues)
+
+    def rows_to_change(self, ids: Iterable[str]) -> dict[str, CallbackRow]:
         found = (self.one("callback", id=id) for id in ids)
         return {row[1]: CallbackRow(*row) for row in found if row is not None}
 
@@ -42,6 +45,16 @@ class SQLiteTransaction(Transaction):
         self.run("set_tail", {"queue": row.queue, "tail": tail + 1})
         self.run("join_tail", {"callback": row.callback, "sequence": tail + 1})
         return not has_head
+
+    def draw_tokens(self, count: int, now: int) -> int:
+        self.run("draw_tokens", {"count": count, "now": now})
+        last: int = self.value("last_token")
+        return last - count + 1
+
+    def owe(self, debts: Sequence[Mapping[str, object]]) -> None:
+        for debt in debts:
+            self.run("number_debt", debt)
+            self.run("add_debt", debt)
 
     def add(self, name: str, values: Mapping[str, object]) -> int:
         """Insert a row, and give its key."""

@@ -1,0 +1,62 @@
+"""Taking locks, and where to search for what can be locked."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Final
+
+from attrs import define
+
+from callbackq.stores.postgres.transaction import PostgreSQLTransaction
+from callbackq.stores.sql import locking
+from callbackq.stores.sql.instants import later
+from callbackq.stores.sql.rows import CallbackRow
+
+__all__ = ["Mark", "claim"]
+
+_LAG_US: Final = 1_000_000
+_LEAST_REST_US: Final = 1_000_000
+
+
+def claim(
+    transaction: PostgreSQLTransaction, now: int, *, machine_name: str, lock_timeout: timedelta, limit: int
+) -> list[locking.Claim]:
+    """Lock due heads."""
+    timeout = later(now, lock_timeout)
+
+    def take(rows: list[CallbackRow]) -> None:
+        for row in rows:
+            # No counter, which all claims would wait for. Time gives a token that even a callback which was purged and
+            # stored again never had; adding one makes it rise also when somebody has turned the clock back.
+            row.take(
+                token=max(row.token + 1, transaction.began), acquired=now, timeout=timeout, machine_name=machine_name
+            )
+        transaction.run_many("lock", [vars(row) for row in rows])
+
+    return locking.claim(transaction, now, limit=limit, take=take)
+
+
+@define
+class Mark:
+    """
+    Where a search for due heads begins.
+
+    Each claim and each result leaves a dead entry in the index of due heads. As long as any transaction in the whole
+    server is open that might still look at them, they can't be removed, and a search from the index's beginning walks
+    over all of them. So it begins behind the earliest that the last one found. What comes to lie before that (stored
+    by a transaction that stayed open for long, say) is found by a search from the beginning, once a second at most.
+    """
+
+    _mark: int = 0
+    _next_full_search: int = 0
+
+    def begin(self, now: int) -> int:
+        """Say from where to search."""
+        if now >= self._next_full_search:
+            self._next_full_search = now + _LEAST_REST_US
+            return 0
+        return self._mark
+
+    def found(self, earliest_due: int | None, now: int) -> None:
+        """Learn the earliest entry of a search from the beginning; ``None`` when there is none."""
+        self._mark = min(now if earliest_due is None else earliest_due, now) - _LAG_US

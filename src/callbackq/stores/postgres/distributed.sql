@@ -1,0 +1,109 @@
+-- What engines that speak PostgreSQL's language but are distributed do otherwise: no SKIP LOCKED, no LISTEN and NOTIFY,
+-- no settings within a statement. Transactions are SERIALIZABLE there, and one that met another is run again.
+
+-- name: store
+-- As in statements.sql.
+WITH given AS MATERIALIZED (
+    SELECT g.*, coalesce(CAST(:now AS BIGINT), CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)) AS now,
+        CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT) AS at,
+        row_number() OVER (PARTITION BY g.queue ORDER BY g.place) AS nth,
+        count(*) OVER (PARTITION BY g.queue) AS many
+    FROM unnest(
+        CAST(:callback AS TEXT[]), CAST(:queue AS TEXT[]), CAST(:shard AS SMALLINT[]), CAST(:url AS TEXT[]),
+        CAST(:method AS TEXT[]), CAST(:headers AS TEXT[]), CAST(:retry_phases AS TEXT[]),
+        CAST(:application_id AS TEXT[]), CAST(:email_address AS TEXT[]), CAST(:on_exhausted AS TEXT[]),
+        CAST(:body AS BYTEA[])
+    ) WITH ORDINALITY AS g(
+        callback, queue, shard, url, method, headers, retry_phases, application_id, email_address, on_exhausted, body,
+        place
+    )
+), joined AS (
+    INSERT INTO {schema}.queues AS q (queue, tail, head)
+    SELECT queue, many, callback FROM given WHERE queue IS NOT NULL AND nth = 1 ORDER BY queue
+    ON CONFLICT (queue) DO UPDATE SET tail = q.tail + excluded.tail, head = coalesce(q.head, excluded.head)
+    RETURNING q.queue, q.tail, q.head
+), numbered AS MATERIALIZED (
+    SELECT given.*, coalesce(joined.tail - given.many + given.nth, 1) AS sequence,
+        coalesce(joined.head, given.callback) AS head
+    FROM given LEFT JOIN joined ON joined.queue = given.queue
+), added AS (
+    INSERT INTO {schema}.callbacks (callback, shard, queue, sequence, state, is_head, due, ready)
+    SELECT callback, shard, queue, sequence, 0, CASE WHEN head = callback THEN 1 ELSE 0 END, now, now FROM numbered
+), kept AS (
+    INSERT INTO {schema}.requests
+        (callback, stored, queue, url, method, headers, retry_phases, application_id, email_address, on_exhausted, body)
+    SELECT callback, at + place, queue, url, method, headers, retry_phases, application_id, email_address,
+        on_exhausted, body
+    FROM numbered
+)
+SELECT sequence, head, now FROM numbered ORDER BY place;
+
+-- name: notify
+-- Nothing is there that could be told; polling finds everything.
+SELECT 1 WHERE false;
+
+-- name: next_due
+-- callbacks_heads, in each shard the first entry behind the mark.
+SELECT min(first.ready)
+FROM generate_series(0, 15) AS s(shard)
+CROSS JOIN LATERAL (
+    SELECT c.ready FROM {schema}.callbacks AS c
+    WHERE c.shard = s.shard AND c.is_head = 1 AND c.ready >= :mark
+    ORDER BY c.ready
+    LIMIT 1
+) AS first;
+
+-- name: peek
+-- callbacks_heads, in each shard from the mark. Outside of the transaction that claims: one that has read a range meets
+-- everybody who writes into it.
+SELECT found.callback
+FROM generate_series(0, 15) AS s(shard)
+CROSS JOIN LATERAL (
+    SELECT c.callback, c.ready FROM {schema}.callbacks AS c
+    WHERE c.shard = s.shard AND c.is_head = 1 AND c.ready >= :mark AND c.ready <= :now
+    ORDER BY c.ready
+    LIMIT :limit
+) AS found
+ORDER BY found.ready
+LIMIT :limit;
+
+-- name: due_heads
+-- All by key. What others have taken since it was peeked at is no longer due.
+SELECT c.callback, c.callback, c.queue, c.sequence, c.state, c.is_head, c.due, c.token, c.acquired, c.machine,
+    c.attempts_made, c.abandoned, c.holds, c.cancel_requested, c.accepted_late, c.finished, c.failed_reason,
+    c.queue, r.url, r.method, r.headers, r.retry_phases, r.application_id, r.email_address, r.on_exhausted, r.body
+FROM {schema}.callbacks AS c
+LEFT JOIN {schema}.requests AS r ON r.callback = c.callback
+WHERE c.callback = ANY(CAST(:candidates AS TEXT[])) AND c.is_head = 1 AND c.ready <= :now
+ORDER BY c.ready
+LIMIT :limit;
+
+-- name: free_queues
+-- By key.
+SELECT queue FROM {schema}.queues WHERE queue = ANY(CAST(:queues AS TEXT[])) ORDER BY queue FOR UPDATE;
+
+-- name: due_mailings
+-- mailings_owing from its beginning.
+SELECT mailing, email_address, queue, last, paid, covered, tries, first_token
+FROM {schema}.mailings
+WHERE last > paid AND due <= :now
+ORDER BY due
+LIMIT :limit;
+
+-- name: quiet_mailings
+-- mailings_quiet from its beginning.
+SELECT mailing FROM {schema}.mailings WHERE last = paid AND due <= :now ORDER BY due LIMIT :limit;
+
+-- name: purgeable
+-- callbacks_finished from its beginning; debts by debts_of_callback, their mailings by key.
+SELECT c.callback
+FROM {schema}.callbacks AS c
+WHERE c.finished <= :before AND c.finished IS NOT NULL AND c.is_head = 0
+    AND NOT EXISTS (
+        SELECT 1
+        FROM {schema}.debts AS d
+        JOIN {schema}.mailings AS m ON m.mailing = d.mailing
+        WHERE d.callback = c.callback AND d.number > m.paid
+    )
+ORDER BY c.finished
+LIMIT :limit;

@@ -1,0 +1,122 @@
+"""Which version of the schema a database has, and how it gets the newest."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import psycopg
+
+from callbackq.errors import DataAccessError, SchemaVersionError
+from callbackq.stores.postgres import faults
+from callbackq.stores.postgres.transaction import Profile, with_schema
+from callbackq.stores.sql.scripts import load_migrations
+
+__all__ = ["NEWEST_VERSION", "migrate", "migration_sql", "prepare"]
+
+_MIGRATIONS: Final = load_migrations("callbackq.stores.postgres", "migrations.sql")
+NEWEST_VERSION: Final = len(_MIGRATIONS)
+
+_VERSION_TABLE: Final = (
+    "CREATE SCHEMA IF NOT EXISTS {schema}",
+    "CREATE TABLE IF NOT EXISTS {schema}.version (one SMALLINT PRIMARY KEY, version BIGINT NOT NULL)",
+    "INSERT INTO {schema}.version (one, version) VALUES (1, 0) ON CONFLICT (one) DO NOTHING",
+)
+_TABLE_EXISTS: Final = "SELECT 1 FROM pg_catalog.pg_tables WHERE schemaname = %(schema)s AND tablename = 'version'"
+# Locked, so that of several that migrate at the same time one works and the others wait.
+_LOCK_VERSION: Final = "SELECT version FROM {schema}.version WHERE one = 1 FOR UPDATE"
+_READ_VERSION: Final = "SELECT version FROM {schema}.version WHERE one = 1"
+_SET_VERSION: Final = "UPDATE {schema}.version SET version = %(version)s WHERE one = 1"
+# Two that create the same table at the same time: one of them finds a name taken, however it asked.
+_CREATED_MEANWHILE: Final = (
+    psycopg.errors.UniqueViolation,
+    psycopg.errors.DuplicateSchema,
+    psycopg.errors.DuplicateTable,
+    psycopg.errors.SerializationFailure,
+)
+_TRIES: Final = 5
+
+
+def migration_sql(*, schema: str = "callbackq", since: int = 0) -> str:
+    """
+    Write the SQL that `migrate` runs, for whoever must run it by hand.
+
+    Args:
+        schema: where the tables are to be.
+        since: the version the database has; 0 for none.
+    """
+    steps = [*(_VERSION_TABLE if since == 0 else ()), *(one for steps in _MIGRATIONS[since:] for one in steps)]
+    steps.append(_SET_VERSION.replace("%(version)s", str(NEWEST_VERSION)))
+    return "".join(f"{with_schema(step, schema)};\n\n" for step in steps)
+
+
+def migrate(conninfo: str, *, schema: str = "callbackq") -> None:
+    """
+    Bring a database to the newest version of the schema. Idempotent; several may do it at the same time.
+
+    `PostgreSQLDataAccess.open` does it by itself, unless told not to: for a user without the right to create tables.
+
+    Args:
+        conninfo: the database, and a user who may create the schema and tables in it.
+        schema: where the tables are to be.
+
+    Raises:
+        SchemaVersionError: a newer release has been at work; nothing was changed.
+        DataAccessError: the server can't be reached, or refused a right.
+    """
+    try:
+        with psycopg.connect(conninfo, autocommit=True, prepare_threshold=None) as connection:
+            prepare(connection, schema=schema, profile="postgres", may_migrate=True)
+    except psycopg.Error as error:
+        raise faults.translate(error, nothing_written=False) from error
+
+
+def prepare(connection: psycopg.Connection[Any], *, schema: str, profile: Profile, may_migrate: bool) -> None:
+    """
+    See to it that a database has the newest version.
+
+    Raises:
+        SchemaVersionError: it has a newer one.
+        DataAccessError: it has an older one, and may not be migrated.
+    """
+    version = _version(connection, schema)
+    if version > NEWEST_VERSION:
+        raise SchemaVersionError(version, NEWEST_VERSION)
+    if version == NEWEST_VERSION:
+        return
+    if not may_migrate:
+        raise DataAccessError(
+            f"the schema has version {version}, this release needs {NEWEST_VERSION}: call migrate(), or run the SQL of "
+            "migration_sql()"
+        )
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            _migrate(connection, schema, profile)
+            return
+        except _CREATED_MEANWHILE:
+            if not tries_left:
+                raise
+
+
+def _version(connection: psycopg.Connection[Any], schema: str) -> int:
+    if not connection.execute(_TABLE_EXISTS, {"schema": schema}).fetchone():
+        return 0
+    row = _run(connection, _READ_VERSION, schema).fetchone()
+    return row[0] if row else 0
+
+
+def _migrate(connection: psycopg.Connection[Any], schema: str, profile: Profile) -> None:
+    for statement in _VERSION_TABLE:
+        _run(connection, statement, schema)
+    with connection.transaction():
+        ((version,),) = _run(connection, _LOCK_VERSION, schema).fetchall()
+        for steps in _MIGRATIONS[version:]:
+            for step in steps:
+                _run(connection, step, schema)
+        if version < NEWEST_VERSION:
+            _run(connection, _SET_VERSION, schema, {"version": NEWEST_VERSION})
+
+
+def _run(
+    connection: psycopg.Connection[Any], statement: str, schema: str, values: dict[str, object] | None = None
+) -> psycopg.Cursor[Any]:
+    return connection.execute(with_schema(statement, schema), values, prepare=False)

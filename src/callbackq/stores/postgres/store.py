@@ -1,0 +1,375 @@
+"""`PostgreSQLDataAccess`: the methods of a store over transactions. Arguments in, operations, results out."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import psycopg
+from psycopg_pool import ConnectionPool
+
+from callbackq.clock import Clock
+from callbackq.core.lifecycle import Action, Transition
+from callbackq.core.models import CallbackAttempt, CallbackRequest, CallbackState, CallbackStatus
+from callbackq.core.validation import Fault, refuse
+from callbackq.dataaccess import (
+    Acquired,
+    AttemptRecord,
+    DataAccess,
+    Durability,
+    Notification,
+    SupportsEnlist,
+    SupportsListing,
+    SupportsNotifications,
+    SupportsPurge,
+    check_arguments,
+    ids_for,
+)
+from callbackq.errors import DataAccessError, LockLostError
+from callbackq.settings import check_collaborator
+from callbackq.stores.postgres import claiming, listing, storing
+from callbackq.stores.postgres import schema as schemas
+from callbackq.stores.postgres.database import CONNECTION_SETTINGS, Database
+from callbackq.stores.postgres.listener import Listener
+from callbackq.stores.postgres.transaction import PostgreSQLTransaction, Profile
+from callbackq.stores.sql import forgetting, locking, mailings, reading
+from callbackq.stores.sql.instants import instant
+
+__all__ = ["PostgreSQLDataAccess"]
+
+_MOST_LOCKS: Final = 10_000
+_PURGE_BATCH: Final = 500
+_LONGEST_PATIENCE: Final = timedelta(hours=1)
+
+# As many as distributed.sql walks over.
+_SHARDS: Final = 16
+_SPREAD: Final = 4
+
+_T = TypeVar("_T")
+_Claim = Callable[[PostgreSQLTransaction, int], list[locking.Claim]]
+
+
+class PostgreSQLDataAccess(
+    DataAccess,
+    SupportsNotifications,
+    SupportsListing,
+    SupportsPurge,
+    SupportsEnlist[psycopg.Connection[Any]],
+):
+    """
+    Keep callbacks in a PostgreSQL database, for any number of threads, processes and machines.
+
+    * Numbers in a queue follow the order of commits. `store_callback_requests` stores all or none.
+    * Time is the server's. A dispatcher's machine may have any time it likes.
+    * Nothing is held open while a callback is sent, and nothing is kept in a session: it works behind a pooler that
+      gives each transaction another one (pgbouncer's transaction mode).
+    * Others hear of what becomes due by LISTEN and NOTIFY within milliseconds, or at their next poll.
+    * Whoever keeps a transaction open that stored into a queue keeps that queue closed for others to join, and the next
+      callback of it from being sent; no other queue waits.
+
+    Args:
+        where: the database as psycopg takes it (``postgresql://…`` or ``host=… dbname=…``), or a pool of connections,
+            which stays the host's to close.
+        schema: where the tables are; created by the first `open`.
+        profile: ``"postgres"``, or ``"distributed"`` for engines that speak PostgreSQL's language but are distributed:
+            without SKIP LOCKED and NOTIFY, with SERIALIZABLE transactions that are repeated.
+        connections: how many a pool of our own holds at most, that of the listener included.
+        patience: how long a call waits for a connection, or for others' transactions, before it raises
+            `TransientDataAccessError`.
+        may_migrate: whether `open` may create and change the tables. Otherwise that is done with `migrate` or by hand.
+        durability: what a commit survives as the server is set up; it can't be asked.
+        clock: for tests: where time comes from instead of the server.
+
+    Raises:
+        InvalidRequestError: with every argument that is of another type or impossible.
+    """
+
+    def __init__(
+        self,
+        where: str | ConnectionPool[Any],
+        *,
+        schema: str = "callbackq",
+        profile: Profile = "postgres",
+        connections: int = 2,
+        patience: timedelta = timedelta(seconds=10),
+        may_migrate: bool = True,
+        durability: Durability = Durability.POWER,
+        clock: Clock | None = None,
+    ) -> None:
+        refuse(_faults(where, schema, profile, connections, patience, durability, clock))
+        self.durability = durability
+        pool = None if isinstance(where, str) else where
+        self._schema = schema
+        self._is_distributed = profile == "distributed"
+        self._database = Database(
+            conninfo=where if isinstance(where, str) else str(where.conninfo),
+            pool=pool,
+            schema=schema,
+            profile=profile,
+            connections=max(connections - 1, 1),
+            patience=patience,
+            clock=clock,
+            prepare=partial(schemas.prepare, schema=schema, profile=profile, may_migrate=may_migrate),
+        )
+        self._channel = _channel(schema)
+        self._mark = claiming.Mark()
+        self._subscribers: dict[object, Callable[[], None]] = {}
+        self._listener: Listener | None = None
+        # Two subscriptions at the same time would start two listeners.
+        self._subscribing = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<PostgreSQLDataAccess, schema {self._schema}>"
+
+    def open(self) -> None:
+        self._database.open()
+
+    def close(self) -> None:
+        self._stop_listening()
+        self._database.close()
+
+    def now(self) -> datetime:
+        return instant(self._database.now_us())
+
+    # Storing and looking.
+
+    def store_callback_request(
+        self, request: CallbackRequest, *, id: str | None = None, connection: psycopg.Connection[Any] | None = None
+    ) -> CallbackStatus:
+        check_arguments(request=request, id=id)
+        return self._store([(id, request)], connection)[0]
+
+    def store_callback_requests(
+        self,
+        requests: Sequence[CallbackRequest],
+        *,
+        ids: Sequence[str | None] | None = None,
+        connection: psycopg.Connection[Any] | None = None,
+    ) -> list[CallbackStatus]:
+        return self._store(list(zip(ids_for(requests, ids), requests, strict=True)), connection)
+
+    def hint(self) -> None:
+        # Others have heard by the commit itself.
+        for wake in tuple(self._subscribers.values()):
+            wake()
+
+    def _store(
+        self, requests: Sequence[tuple[str | None, CallbackRequest]], connection: psycopg.Connection[Any] | None
+    ) -> list[CallbackStatus]:
+        statuses = storing.store(
+            self._database.at_once if connection is None else self._database.within(connection),
+            storing.drawn(requests),
+            now=self._database.given_now_us(),
+            patience_ms=self._database.patience_ms,
+            channel=self._channel,
+            shard_of=self._shard_of,
+        )
+        if connection is None and any(status.blocked_by is None for status in statuses):
+            self.hint()
+        return statuses
+
+    def get_callback_status(self, id: str) -> CallbackStatus:
+        return self._database.read(lambda tx: reading.status_of(tx, reading.find(tx, id).callback))
+
+    def list_callbacks(
+        self, *, state: CallbackState | None = None, queue_id: str | None = None, page_size: int = 100
+    ) -> Iterator[CallbackStatus]:
+        # Here, not with the first page: whoever calls wrongly should be told where.
+        check_arguments(state=state, queue_id=queue_id, page_size=page_size)
+        return listing.pages(self._database, state=state, queue_id=queue_id, page_size=page_size)
+
+    # Locks.
+
+    def acquire_locks(self, machine_name: str, *, lock_timeout: timedelta, limit: int) -> list[Acquired]:
+        check_arguments(machine_name=machine_name, lock_timeout=lock_timeout, limit=limit)
+        due, now, mark = self._look()
+        if due is None or due > now:
+            return []
+        claim = partial(
+            claiming.claim, machine_name=machine_name, lock_timeout=lock_timeout, limit=min(limit, _MOST_LOCKS)
+        )
+        claims = self._claim_peeked(claim, now, mark, limit) if self._is_distributed else self._claim(claim, mark=mark)
+        return [locking.acquired(one) for one in claims]
+
+    def _claim_peeked(self, claim: _Claim, now: int, mark: int, limit: int) -> list[locking.Claim]:
+        def peek(most: int) -> list[str]:
+            rows = self._database.at_once(lambda tx: tx.all("peek", now=now, mark=mark, limit=most))
+            return [id for (id,) in rows]
+
+        candidates = peek(limit)
+        if claims := self._claim(claim, candidates=candidates):
+            return claims
+        # Others were faster. Not again those that everybody sees first.
+        candidates = peek(_SPREAD * limit)
+        return self._claim(claim, candidates=random.sample(candidates, min(limit, len(candidates))))
+
+    def _claim(self, claim: _Claim, **constants: object) -> list[locking.Claim]:
+        return self._database.write(claim, **constants)
+
+    def release_lock(self, acquired: Acquired, *, delay: timedelta = timedelta(0)) -> Transition:
+        check_arguments(delay=delay)
+        (outcome,) = self.release_locks([(acquired, delay)])
+        if isinstance(outcome, LockLostError):
+            raise outcome
+        return outcome
+
+    def release_locks(self, locks: Sequence[tuple[Acquired, timedelta]]) -> list[Transition | LockLostError]:
+        return self._telling(partial(locking.end_locks, records=locking.releases(locks), released=True))
+
+    def record_attempt(self, acquired: Acquired, attempt: CallbackAttempt | None, transition: Transition) -> Transition:
+        (outcome,) = self.record_attempts([AttemptRecord(acquired=acquired, attempt=attempt, transition=transition)])
+        if isinstance(outcome, LockLostError):
+            raise outcome
+        return outcome
+
+    def record_attempts(self, records: Sequence[AttemptRecord]) -> list[Transition | LockLostError]:
+        return self._telling(partial(locking.end_locks, records=records))
+
+    def request_transition(self, id: str, action: Action) -> CallbackStatus:
+        check_arguments(action=action)
+
+        def act(transaction: PostgreSQLTransaction, now: int) -> tuple[CallbackStatus, bool]:
+            status, made_due = locking.act(transaction, now, id, action)
+            if made_due:
+                transaction.all("notify", channel=self._channel)
+            return status, made_due
+
+        return self._telling(act)
+
+    def next_due(self) -> datetime | None:
+        due, _, _ = self._look()
+        return None if due is None else instant(due)
+
+    # E-mails that are owed.
+
+    def acquire_notifications(self, *, lock_timeout: timedelta, limit: int) -> list[Notification]:
+        check_arguments(lock_timeout=lock_timeout, limit=limit)
+        now = self._database.now_us()
+        if not self._database.at_once(lambda tx: tx.value("mailing_due", now=now)):
+            return []
+        return self._database.write(
+            partial(mailings.lease_mailings, lock_timeout=lock_timeout, limit=min(limit, _MOST_LOCKS))
+        )
+
+    def record_notification(
+        self, notification: Notification, *, retry_in: timedelta | None, quiet_for: timedelta = timedelta(0)
+    ) -> None:
+        check_arguments(retry_in=retry_in, quiet_for=quiet_for)
+        mailing = self._database.write(
+            partial(mailings.settle_mailing, notification=notification, retry_in=retry_in, quiet_for=quiet_for)
+        )
+        if mailing is None:
+            return
+        # The payment is written: whoever is told of a fault now sends the e-mail again. What is left over goes with the
+        # next payment, or with the mailing.
+        with suppress(DataAccessError):
+            while self._database.write(partial(mailings.forget_debts, mailing=mailing)):
+                pass
+
+    # Forgetting.
+
+    def purge(self, *, finished_for: timedelta, limit: int = 1000) -> int:
+        check_arguments(finished_for=finished_for, limit=limit)
+        purged = 0
+        while purged < limit:
+            # In small transactions, so that none of them holds up a delivery.
+            batch = min(_PURGE_BATCH, limit - purged)
+            found = self._database.write(partial(forgetting.purge, finished_for=finished_for, limit=batch))
+            purged += found
+            if found < batch:
+                break
+        return purged
+
+    # Hints.
+
+    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
+        subscription = object()
+        with self._subscribing:
+            self._subscribers[subscription] = wake
+            if self._listener is None and not self._is_distributed:
+                self._listener = Listener(self._listening_session, channel=self._channel, wake=self.hint)
+
+        def unsubscribe() -> None:
+            with self._subscribing:
+                self._subscribers.pop(subscription, None)
+                is_last = not self._subscribers
+            if is_last:
+                self._stop_listening()
+
+        return unsubscribe
+
+    def _listening_session(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(self._database.conninfo, **CONNECTION_SETTINGS)
+
+    def _stop_listening(self) -> None:
+        with self._subscribing:
+            listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.stop()
+
+    # Everyday steps.
+
+    def _telling(self, operation: Callable[[PostgreSQLTransaction, int], tuple[_T, bool]]) -> _T:
+        """Write, and hint at what became due. Subscribers are called when nothing is held any more."""
+        result, made_due = self._database.write(operation)
+        if made_due:
+            self.hint()
+        return result
+
+    def _look(self) -> tuple[int | None, int, int]:
+        """Read when the earliest head is due, and say when that was and from where it was searched."""
+
+        def look(transaction: PostgreSQLTransaction) -> tuple[int | None, int, int]:
+            given = self._database.given_now_us()
+            now: int = transaction.value("now") if given is None else given
+            mark = self._mark.begin(now)
+            due: int | None = transaction.value("next_due", mark=mark)
+            if not mark:
+                self._mark.found(due, now)
+            return due, now, mark
+
+        return self._database.at_once(look)
+
+    def _shard_of(self, name: str) -> int:
+        return hashlib.sha256(name.encode()).digest()[0] % _SHARDS if self._is_distributed else 0
+
+
+def _channel(schema: str) -> str:
+    # An identifier of PostgreSQL has at most 63 bytes.
+    return f"callbackq_{hashlib.sha256(schema.encode()).hexdigest()[:16]}"
+
+
+def _faults(
+    where: object,
+    schema: object,
+    profile: object,
+    connections: object,
+    patience: object,
+    durability: object,
+    clock: object,
+) -> Iterator[Fault]:
+    if not isinstance(where, (str, ConnectionPool)):
+        yield "where", "must be a connection string or a psycopg_pool.ConnectionPool"
+    if isinstance(where, str):
+        try:
+            psycopg.conninfo.conninfo_to_dict(where)
+        except psycopg.ProgrammingError:
+            yield "where", "must be a connection string as psycopg takes it: postgresql://host/database"
+    if not isinstance(schema, str) or not schema.isprintable() or not 1 <= len(schema.encode("utf-8", "replace")) <= 63:
+        yield "schema", "must be a name of 1 to 63 bytes without control characters"
+    if profile not in ("postgres", "distributed"):
+        yield "profile", "must be 'postgres' or 'distributed'"
+    if not isinstance(connections, int) or isinstance(connections, bool) or connections < 1:
+        yield "connections", "must be a whole number, at least 1"
+    if not isinstance(patience, timedelta) or not timedelta(0) < patience <= _LONGEST_PATIENCE:
+        yield "patience", f"must be a timedelta, longer than nothing and at most {_LONGEST_PATIENCE}"
+    if not isinstance(durability, Durability):
+        yield "durability", "must be a Durability"
+    if clock is not None:
+        yield from check_collaborator("clock", clock, "now", "monotonic", "boot_id")

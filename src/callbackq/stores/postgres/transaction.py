@@ -1,0 +1,141 @@
+"""Named statements on a connection."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any, Final, Literal
+
+import psycopg
+from attrs import define
+from psycopg import sql
+from psycopg.rows import tuple_row
+
+from callbackq.stores.sql.rows import CallbackRow, Key, Row
+from callbackq.stores.sql.scripts import load_statements
+from callbackq.stores.sql.transaction import Transaction
+
+__all__ = ["PostgreSQLTransaction", "Profile", "Statement", "load", "with_schema"]
+
+Profile = Literal["postgres", "distributed"]
+
+_PACKAGE: Final = "callbackq.stores.postgres"
+_VALUE: Final = re.compile(r"(?<!:):([a-z_]+)")
+# How long the callbacks of all queues may wait for one queue, whose row somebody's open transaction may hold.
+_MOMENT_MS: Final = 100
+
+
+@define(frozen=True)
+class Statement:
+    """
+    A statement as the driver takes it.
+
+    Attributes:
+        text: with the driver's placeholders.
+        values: the names of the values it is given.
+    """
+
+    text: str
+    values: tuple[str, ...]
+
+
+@cache
+def load(schema: str, profile: Profile) -> Mapping[str, Statement]:
+    """Read the statements for a schema. Those of the profile come in place of PostgreSQL's own."""
+    texts = load_statements(_PACKAGE, "statements.sql")
+    if profile == "distributed":
+        texts |= load_statements(_PACKAGE, "distributed.sql")
+    return {
+        name: Statement(_VALUE.sub(r"%(\1)s", with_schema(text, schema)), tuple(dict.fromkeys(_VALUE.findall(text))))
+        for name, text in texts.items()
+    }
+
+
+def with_schema(text: str, schema: str) -> str:
+    """Put a schema's quoted name into SQL."""
+    return text.replace("{schema}", sql.Identifier(schema).as_string(None))
+
+
+class PostgreSQLTransaction(Transaction):
+    """
+    Args:
+        connection: in a transaction.
+        statements: by name.
+        constants: values that are the same for all statements.
+        began: when it began, in microseconds on the server's clock, whatever the store's is.
+    """
+
+    __slots__ = ("_connection", "_constants", "_locked", "_statements", "began")
+
+    def __init__(
+        self,
+        connection: psycopg.Connection[Any],
+        statements: Mapping[str, Statement],
+        constants: Mapping[str, object],
+        *,
+        began: int = 0,
+    ) -> None:
+        self.began = began
+        self._connection = connection
+        self._statements = statements
+        self._constants = constants
+        self._locked: set[Key] = set()
+
+    def all(self, name: str, /, **values: object) -> list[Row]:
+        return self._execute(name, {**self._constants, **values}).fetchall()
+
+    def run(self, name: str, values: Mapping[str, object]) -> int:
+        return self._execute(name, values).rowcount
+
+    def run_many(self, name: str, rows: Iterable[Mapping[str, object]]) -> int:
+        # One array for each column: any number of rows is one statement.
+        given = list(rows)
+        names = self._statements[name].values
+        return self._execute(name, {value: [row[value] for row in given] for value in names}).rowcount
+
+    def rows_to_change(self, ids: Iterable[str]) -> dict[str, CallbackRow]:
+        return {row[1]: CallbackRow(*row) for row in self.all("callbacks", ids=list(ids))}
+
+    def lock_queues(self, queues: Iterable[Key], *, patiently: bool = False) -> set[Key]:
+        wanted = set(queues)
+        missing = wanted - self._locked
+        if missing and not patiently:
+            missing -= self._lock("free_queues", missing)
+        if missing:
+            self._wait_for(missing, patiently=patiently)
+        return wanted & self._locked
+
+    def _wait_for(self, queues: set[Key], *, patiently: bool) -> None:
+        if patiently:
+            self._lock("lock_queues", queues)
+            return
+        try:
+            with self._connection.transaction():
+                self._connection.execute(f"SET LOCAL lock_timeout = {_MOMENT_MS}")
+                self._lock("lock_queues", queues)
+        except psycopg.errors.LockNotAvailable:
+            # Whoever holds one of them has not even let go for a moment. They are opened later.
+            return
+
+    def _lock(self, statement: str, queues: set[Key]) -> set[Key]:
+        locked = {queue for (queue,) in self.all(statement, queues=sorted(queues, key=str))}
+        self._locked |= locked
+        return locked
+
+    def draw_tokens(self, count: int, now: int) -> int:
+        return self.began
+
+    def owe(self, debts: Sequence[Mapping[str, object]]) -> None:
+        self.run_many("owe", debts)
+
+    def join_tail(self, row: CallbackRow) -> bool:
+        ((sequence, is_head),) = self.all("join_tail", queue=row.queue, callback=row.callback)
+        self.run("renumber", {"callback": row.callback, "sequence": sequence})
+        return bool(is_head)
+
+    def _execute(self, name: str, values: Mapping[str, object]) -> psycopg.Cursor[Any]:
+        # Whatever the host has set for its connection. Prepared statements would belong to a session, which a pooler
+        # may change between two transactions.
+        cursor = self._connection.cursor(row_factory=tuple_row)
+        return cursor.execute(self._statements[name].text, values, prepare=False)
