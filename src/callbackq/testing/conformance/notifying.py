@@ -200,7 +200,11 @@ class Notifications(Conformance):
 
         batches = [[owed.callback_ids for owed in self._lease(limit=limit)] for limit in (2, 9)]
 
-        assert batches == [ids[:2], ids[2:]], "e-mails must be leased oldest first, within the limit"
+        assert [len(batch) for batch in batches] == [2, 1], "each e-mail must be leased once, within the limit"
+        leased = [told for batch in batches for told in batch]
+        if not self.one_order:
+            leased.sort(key=ids.index)
+        assert leased == ids, "e-mails must be leased oldest first"
 
     def test_a_lease_of_the_impossible_is_refused(self) -> None:
         """A wrong argument is refused with InvalidRequestError, which names it; nothing is leased or paid."""
