@@ -1,0 +1,332 @@
+"""`ShardedDataAccess`: the methods of a store over several stores."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
+from functools import cache, partial
+from typing import Any, Final, Self, TypeVar
+
+from callbackq.clock import Clock, SystemClock
+from callbackq.core.lifecycle import Action, Transition
+from callbackq.core.models import NEVER, CallbackAttempt, CallbackRequest, CallbackStatus
+from callbackq.core.validation import Fault, check_callback_id, refuse
+from callbackq.dataaccess import (
+    Acquired,
+    AttemptRecord,
+    DataAccess,
+    SupportsListing,
+    SupportsNotifications,
+    SupportsPurge,
+    check_arguments,
+    ids_for,
+)
+from callbackq.errors import CallbackNotFoundError, ConflictError, DataAccessError, LockLostError, SchemaVersionError
+from callbackq.settings import check_collaborator
+from callbackq.stores.sharded import abilities
+from callbackq.stores.sharded.group import Faults, ShardGroup
+from callbackq.stores.sharded.routing import draw_id
+from callbackq.stores.sharded.shard import Shard
+
+__all__ = ["ShardedDataAccess"]
+
+# How long callbacks that lie in the wrong shard are put off, until somebody has put the list of stores right.
+_STRANGERS_WAIT: Final = timedelta(minutes=1)
+
+_T = TypeVar("_T")
+_Item = TypeVar("_Item")
+_Sharded = TypeVar("_Sharded", bound="ShardedDataAccess")
+
+
+class ShardedDataAccess(DataAccess):
+    """
+    Spread queues over several stores of any kind.
+
+    A queue lies whole in one of them, its *shard*, chosen by its id alone, and a callback without a queue by its own
+    id. So order and locks are the shard's business, and every promise about a queue is kept as its store keeps it.
+    All processes must list the same stores in the same order.
+
+    * **A shard that fails takes nothing else with it.** `acquire_locks` and `next_due` give what the others have, and
+      leave it alone for a growing while, 30 seconds at most (five minutes if it takes long to fail). All other calls
+      always ask it when they need it, and raise what it raises. The log tells when it fails and when it works again.
+    * **Storing under an id of your own** asks all other shards first whether they have that id, and raises when one
+      can't tell: another shard must not hold it already with another queue. Ids that are drawn here need no asking.
+      Only when two callers at the same moment store *different queues* under one id may both succeed.
+    * **Several callbacks** are stored, recorded or released shard by shard. When the call raises, whole shards may be
+      written and others not. Repeating it with the same ids is harmless.
+    * **Each shard's clock judges its own due times and locks.** `now` is the clock of the first that answers, and
+      `next_due` is told in its terms.
+    * *limit* is spread: what `acquire_locks` leaves out may have been due longer than what it gives by as many
+      callbacks as one shard's share, ``limit / (2 * shards)``, at most. E-mails are leased and callbacks listed in
+      order within each shard, not across them.
+    * It is a `SupportsNotifications`, `SupportsListing` or `SupportsPurge` when all its shards are. To back up, back up
+      each store.
+
+    Args:
+        stores: the shards. Adding one at the end moves some queues to it; see the how-to before you do.
+        clock: what the time for which a shard is left alone is measured with; the machine's clock by default.
+
+    Raises:
+        InvalidRequestError: *stores* is no sequence of different stores, or *clock* no `Clock`.
+    """
+
+    def __new__(cls, stores: Sequence[DataAccess], **_: Any) -> Self:
+        # Whoever asks with isinstance is told the truth: the object is of a class that can do what all shards can.
+        listed: Sequence[object] = stores if isinstance(stores, Sequence) else ()
+        shared = [
+            ability
+            for protocol, ability in _ABILITIES.items()
+            if listed and all(isinstance(store, protocol) for store in listed)
+        ]
+        made: Self = super().__new__(_with_abilities(cls, tuple(shared)))
+        return made
+
+    def __init__(self, stores: Sequence[DataAccess], *, clock: Clock | None = None) -> None:
+        clock = SystemClock() if clock is None else clock
+        refuse([*_check_stores(stores), *check_collaborator("clock", clock, "now", "monotonic", "boot_id")])
+        self.durability = min(store.durability for store in stores)
+        self._clock = clock
+        self._shards = ShardGroup(stores, clock)
+
+    def __repr__(self) -> str:
+        return f"<ShardedDataAccess of {[shard.store for shard in self._shards.all]!r}>"
+
+    def open(self) -> None:
+        """
+        Open all shards.
+
+        One that can't be opened now is logged and left for later, unless none can.
+        """
+        faults = Faults()
+        for shard in self._shards.all:
+            # What a newer release wrote doesn't pass by itself: whoever starts should know at once.
+            with faults.kept(but=SchemaVersionError):
+                shard.ask(shard.store.open, name="open", ended_by="next_due")
+        faults.raise_if_nobody_answered()
+
+    def close(self) -> None:
+        faults = Faults()
+        for shard in self._shards.all:
+            with faults.kept():
+                shard.store.close()
+        faults.raise_any()
+
+    def now(self) -> datetime:
+        faults = Faults()
+        for shard in self._shards.awake():
+            with faults.kept():
+                return shard.ask(shard.store.now, name="now")
+        faults.raise_any()
+        raise AssertionError("a shard answers or raises")
+
+    # Storing and looking.
+
+    def store_callback_request(self, request: CallbackRequest, *, id: str | None = None) -> CallbackStatus:
+        check_arguments(request=request, id=id)
+        return self._store([request], [id])[0]
+
+    def store_callback_requests(
+        self, requests: Sequence[CallbackRequest], *, ids: Sequence[str | None] | None = None
+    ) -> list[CallbackStatus]:
+        return self._store(requests, ids_for(requests, ids))
+
+    def get_callback_status(self, id: str) -> CallbackStatus:
+        return self._ask_for(id, lambda store: store.get_callback_status(id))
+
+    def request_transition(self, id: str, action: Action) -> CallbackStatus:
+        check_arguments(action=action)
+        return self._ask_for(id, lambda store: store.request_transition(id, action))
+
+    # Locks.
+
+    def acquire_locks(self, machine_name: str, *, lock_timeout: timedelta, limit: int) -> list[Acquired]:
+        check_arguments(machine_name=machine_name, lock_timeout=lock_timeout, limit=limit)
+        acquired: list[Acquired] = []
+        looks, faults = Faults(), Faults()
+        overdue: dict[Shard, timedelta] = {}
+        for shard in self._shards.awake():
+            with looks.kept():
+                overdue[shard] = shard.overdue()
+        looks.raise_if_nobody_answered()
+        # Shares, each for the shard where something has been due longest. The larger they are the fewer writes it
+        # takes, the smaller the more exact is the order across shards.
+        share = -(-limit // (2 * len(self._shards.all)))
+        while overdue and len(acquired) < limit:
+            shard = max(overdue, key=lambda one: overdue[one])
+            del overdue[shard]
+            asked = min(share, limit - len(acquired))
+            lock = partial(shard.store.acquire_locks, machine_name, lock_timeout=lock_timeout, limit=asked)
+            with faults.kept():
+                locked = shard.ask(lock, name="acquire_locks")
+                acquired += self._without_strangers(shard, locked)
+                if len(locked) == asked:
+                    overdue[shard] = shard.overdue()
+        faults.raise_if_nobody_answered()
+        return acquired
+
+    def release_lock(self, acquired: Acquired, *, delay: timedelta = timedelta(0)) -> None:
+        check_arguments(delay=delay)
+        self._shards.of(acquired).store.release_lock(acquired, delay=delay)
+
+    def release_locks(self, locks: Sequence[tuple[Acquired, timedelta]]) -> None:
+        self._by_shard(locks, lambda lock: self._shards.of(lock[0]), _release)
+
+    def record_attempt(self, acquired: Acquired, attempt: CallbackAttempt | None, transition: Transition) -> Transition:
+        return self._shards.of(acquired).store.record_attempt(acquired, attempt, transition)
+
+    def record_attempts(self, records: Sequence[AttemptRecord]) -> list[Transition | LockLostError]:
+        return self._by_shard(
+            records,
+            lambda record: self._shards.of(record.acquired),
+            lambda store, some: store.record_attempts(some),
+        )
+
+    def next_due(self) -> datetime | None:
+        faults = Faults()
+        present: datetime | None = None
+        soonest: timedelta | None = None
+        for shard in self._shards.awake():
+            with faults.kept():
+                due, now = shard.look()
+                present = now if present is None else present
+                if due is not None:
+                    soonest = due - now if soonest is None else min(soonest, due - now)
+        faults.raise_if_nobody_answered()
+        return None if present is None or soonest is None else _later(present, soonest)
+
+    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
+        ends: list[Callable[[], None]] = []
+        faults = Faults()
+        for shard in self._shards.all:
+            # Without hints from one of them, what is due there is found by polling.
+            with faults.kept():
+                ends.append(shard.ask(partial(shard.store.subscribe, wake), name="subscribe", ended_by="next_due"))
+
+        def unsubscribe() -> None:
+            faults = Faults()
+            for end in ends:
+                with faults.kept():
+                    end()
+            faults.raise_any()
+
+        return unsubscribe
+
+    # Everyday steps.
+
+    def _store(self, requests: Sequence[CallbackRequest], ids: Sequence[str | None]) -> list[CallbackStatus]:
+        # All ids are known, and all other shards asked, before the first write.
+        own: dict[str, CallbackRequest] = {}
+        for id, request in zip(ids, requests, strict=True):
+            if id is not None and own.setdefault(id, request) != request:
+                raise ConflictError(id)
+        elsewhere = {id: status for id, request in own.items() if (status := self._find_elsewhere(id, request))}
+        named = [(id or self._draw_id(request), request) for id, request in zip(ids, requests, strict=True)]
+        missing = [one for one in named if one[0] not in elsewhere]
+        stored = iter(self._by_shard(missing, lambda one: self._shards.home(one[0], one[1].queue_id), _store))
+        return [elsewhere[id] if id in elsewhere else next(stored) for id, _ in named]
+
+    def _draw_id(self, request: CallbackRequest) -> str:
+        shard = self._shards.home("", request.queue_id).number if request.queue_id else None
+        return draw_id(shard, len(self._shards.all), self._clock.now())
+
+    def _find_elsewhere(self, id: str, request: CallbackRequest) -> CallbackStatus | None:
+        here = self._shards.home(id, request.queue_id)
+        for shard in self._shards.from_home(id):
+            if shard is not here and (status := _find(shard.store, id)) is not None:
+                if status.request != request:
+                    raise ConflictError(id)
+                return status
+        return None
+
+    def _ask_for(self, id: str, call: Callable[[DataAccess], _T]) -> _T:
+        """Make a call to the shard that holds a callback. The others say that it isn't there, and do nothing."""
+        faults = Faults()
+        for shard in self._shards.from_home(id) if not any(check_callback_id(id)) else ():
+            try:
+                return call(shard.store)
+            except CallbackNotFoundError:
+                continue
+            except DataAccessError as error:
+                # Another one may have it. If none has, this one may.
+                faults.add(error)
+        faults.raise_any()
+        raise CallbackNotFoundError(id)
+
+    def _by_shard(
+        self,
+        items: Sequence[_Item],
+        shard_of: Callable[[_Item], Shard],
+        write: Callable[[DataAccess, list[_Item]], Sequence[_T]],
+    ) -> list[_T]:
+        """Write items, those of each shard at a time, and put the results into the order of the items."""
+        places: dict[Shard, list[int]] = {}
+        for place, item in enumerate(items):
+            places.setdefault(shard_of(item), []).append(place)
+        results: dict[int, _T] = {}
+        faults = Faults()
+        for shard, own in places.items():
+            with faults.kept():
+                results.update(zip(own, write(shard.store, [items[place] for place in own]), strict=True))
+        faults.raise_any_after_writing()
+        return [results[place] for place in range(len(items))]
+
+    def _without_strangers(self, shard: Shard, locked: list[Acquired]) -> list[Acquired]:
+        """Give back what belongs to another shard: its queue may go on there already, and would lose its order."""
+        strangers = [one for one in locked if self._shards.of(one) is not shard]
+        if not strangers:
+            return locked
+        shard.tell_of_strangers(len(strangers))
+        with Faults().kept():
+            # Otherwise their locks time out.
+            shard.store.release_locks([(one, _STRANGERS_WAIT) for one in strangers])
+        return [one for one in locked if self._shards.of(one) is shard]
+
+
+def _find(store: DataAccess, id: str) -> CallbackStatus | None:
+    try:
+        return store.get_callback_status(id)
+    except CallbackNotFoundError:
+        return None
+
+
+def _store(store: DataAccess, named: list[tuple[str, CallbackRequest]]) -> list[CallbackStatus]:
+    return store.store_callback_requests([request for _, request in named], ids=[id for id, _ in named])
+
+
+def _release(store: DataAccess, locks: list[tuple[Acquired, timedelta]]) -> list[None]:
+    store.release_locks(locks)
+    return [None] * len(locks)
+
+
+def _later(now: datetime, delay: timedelta) -> datetime:
+    try:
+        return now + delay
+    except OverflowError:
+        # Due at the end of the calendar, by a clock that is behind.
+        return NEVER
+
+
+# Who can do what all shards can.
+
+_ABILITIES: Final = {
+    SupportsNotifications: abilities.Notifications,
+    SupportsListing: abilities.Listing,
+    SupportsPurge: abilities.Purge,
+}
+
+
+@cache
+def _with_abilities(cls: type[_Sharded], shared: tuple[type, ...]) -> type[_Sharded]:
+    """Make the class of a store that can do this, too."""
+    return types.new_class(cls.__name__, (cls, *shared)) if shared else cls
+
+
+def _check_stores(stores: object) -> Iterator[Fault]:
+    if not isinstance(stores, Sequence) or not stores:
+        yield "stores", "must be a list of stores, at least one"
+        return
+    for index, store in enumerate(stores):
+        yield from check_collaborator(f"stores[{index}]", store, "open", "acquire_locks", "record_attempts")
+        if any(store is other for other in stores[:index]):
+            yield f"stores[{index}]", "must be another store than those before it"
