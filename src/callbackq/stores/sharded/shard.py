@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 from callbackq.clock import Clock
 from callbackq.core.planning import backoff
 from callbackq.dataaccess import DataAccess
+from callbackq.errors import TransientDataAccessError
 
 __all__ = ["Shard"]
 
@@ -21,6 +22,8 @@ _LONGEST_REST_SECONDS: Final = 30.0
 # A call that took long to fail held up all other shards. With this, faults take a tenth of the time at most.
 _REST_PER_SECOND_OF_FAULT: Final = 9.0
 _LONGEST_REST_AFTER_SLOW_FAULT_SECONDS: Final = 300.0
+# A dispatcher's results can't wait as long: their locks would time out.
+_RESULTS_REST_PER_SECOND_OF_FAULT: Final = 2.0
 # A store that comes and goes must not flood the log.
 _SECONDS_BETWEEN_LINES: Final = 60.0
 
@@ -49,6 +52,7 @@ class Shard:
         self._failures = 0
         self._failing_call = ""
         self._rests_until = float("-inf")
+        self._results_rest_until = float("-inf")
         self._is_outage_told = False
         self._next_line_at: dict[str, float] = {}
 
@@ -77,6 +81,22 @@ class Shard:
         if name == self._failing_call:
             self._recover()
         return result
+
+    def ask_for_results(self, call: Callable[[], _T]) -> _T:
+        """
+        Make one of the calls that a dispatcher repeats until they succeed.
+
+        One that took long to fail held up the results for other shards. It isn't repeated until they had their turn.
+        """
+        began = self._clock.monotonic()
+        if began < self._results_rest_until:
+            raise TransientDataAccessError(f"{self._name} took long to fail just now; it is asked again in a moment")
+        try:
+            return call()
+        except Exception:
+            now = self._clock.monotonic()
+            self._results_rest_until = now + (now - began) * _RESULTS_REST_PER_SECOND_OF_FAULT
+            raise
 
     def look(self) -> tuple[datetime | None, datetime]:
         """When something is next due here, and the present time, both by this store's own clock."""

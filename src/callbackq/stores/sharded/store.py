@@ -19,6 +19,7 @@ from callbackq.dataaccess import (
     SupportsListing,
     SupportsNotifications,
     SupportsPurge,
+    SupportsShards,
     check_arguments,
     ids_for,
 )
@@ -39,7 +40,7 @@ _Item = TypeVar("_Item")
 _Sharded = TypeVar("_Sharded", bound="ShardedDataAccess")
 
 
-class ShardedDataAccess(DataAccess):
+class ShardedDataAccess(DataAccess, SupportsShards):
     """
     Spread queues over several stores of any kind.
 
@@ -157,20 +158,30 @@ class ShardedDataAccess(DataAccess):
             del overdue[shard]
             asked = min(share, limit - len(acquired))
             lock = partial(shard.store.acquire_locks, machine_name, lock_timeout=lock_timeout, limit=asked)
+            locked: list[Acquired] = []
             with faults.kept():
                 locked = shard.ask(lock, name="acquire_locks")
-                acquired += self._without_strangers(shard, locked)
-                if len(locked) == asked:
+            acquired += self._without_strangers(shard, locked)
+            if len(locked) == asked:
+                with looks.kept():
                     overdue[shard] = shard.overdue()
         faults.raise_if_nobody_answered()
         return acquired
+
+    def shard_of(self, acquired: Acquired) -> int:
+        """Say in which shard, counted from 0, an acquired callback lies."""
+        return self._shards.of(acquired).number
 
     def release_lock(self, acquired: Acquired, *, delay: timedelta = timedelta(0)) -> None:
         check_arguments(delay=delay)
         self._shards.of(acquired).store.release_lock(acquired, delay=delay)
 
     def release_locks(self, locks: Sequence[tuple[Acquired, timedelta]]) -> None:
-        self._by_shard(locks, lambda lock: self._shards.of(lock[0]), _release)
+        def release(shard: Shard, some: list[tuple[Acquired, timedelta]]) -> list[None]:
+            shard.ask_for_results(lambda: shard.store.release_locks(some))
+            return [None] * len(some)
+
+        self._by_shard(locks, lambda lock: self._shards.of(lock[0]), release)
 
     def record_attempt(self, acquired: Acquired, attempt: CallbackAttempt | None, transition: Transition) -> Transition:
         return self._shards.of(acquired).store.record_attempt(acquired, attempt, transition)
@@ -179,7 +190,7 @@ class ShardedDataAccess(DataAccess):
         return self._by_shard(
             records,
             lambda record: self._shards.of(record.acquired),
-            lambda store, some: store.record_attempts(some),
+            lambda shard, some: shard.ask_for_results(lambda: shard.store.record_attempts(some)),
         )
 
     def next_due(self) -> datetime | None:
@@ -215,28 +226,33 @@ class ShardedDataAccess(DataAccess):
     # Everyday steps.
 
     def _store(self, requests: Sequence[CallbackRequest], ids: Sequence[str | None]) -> list[CallbackStatus]:
-        # All ids are known, and all other shards asked, before the first write.
+        # All ids are known, and all shards have been asked for them, before the first write.
         own: dict[str, CallbackRequest] = {}
         for id, request in zip(ids, requests, strict=True):
             if id is not None and own.setdefault(id, request) != request:
                 raise ConflictError(id)
-        elsewhere = {id: status for id, request in own.items() if (status := self._find_elsewhere(id, request))}
+        there = {id: status for id, request in own.items() if (status := self._find(id, request)) is not None}
         named = [(id or self._draw_id(request), request) for id, request in zip(ids, requests, strict=True)]
-        missing = [one for one in named if one[0] not in elsewhere]
+        missing = [one for one in named if one[0] not in there]
         stored = iter(self._by_shard(missing, lambda one: self._shards.home(one[0], one[1].queue_id), _store))
-        return [elsewhere[id] if id in elsewhere else next(stored) for id, _ in named]
+        return [there[id] if id in there else next(stored) for id, _ in named]
 
     def _draw_id(self, request: CallbackRequest) -> str:
         shard = self._shards.home("", request.queue_id).number if request.queue_id else None
         return draw_id(shard, len(self._shards.all), self._clock.now())
 
-    def _find_elsewhere(self, id: str, request: CallbackRequest) -> CallbackStatus | None:
+    def _find(self, id: str, request: CallbackRequest) -> CallbackStatus | None:
+        """Find what is stored under an id, by whatever call."""
         here = self._shards.home(id, request.queue_id)
-        for shard in self._shards.from_home(id):
-            if shard is not here and (status := _find(shard.store, id)) is not None:
-                if status.request != request:
-                    raise ConflictError(id)
-                return status
+        # Here first: a call that is repeated needs no other shard.
+        for shard in (here, *(one for one in self._shards.all if one is not here)):
+            try:
+                status = shard.store.get_callback_status(id)
+            except CallbackNotFoundError:
+                continue
+            if status.request != request:
+                raise ConflictError(id)
+            return status
         return None
 
     def _ask_for(self, id: str, call: Callable[[DataAccess], _T]) -> _T:
@@ -257,7 +273,7 @@ class ShardedDataAccess(DataAccess):
         self,
         items: Sequence[_Item],
         shard_of: Callable[[_Item], Shard],
-        write: Callable[[DataAccess, list[_Item]], Sequence[_T]],
+        write: Callable[[Shard, list[_Item]], Sequence[_T]],
     ) -> list[_T]:
         """Write items, those of each shard at a time, and put the results into the order of the items."""
         places: dict[Shard, list[int]] = {}
@@ -267,7 +283,7 @@ class ShardedDataAccess(DataAccess):
         faults = Faults()
         for shard, own in places.items():
             with faults.kept():
-                results.update(zip(own, write(shard.store, [items[place] for place in own]), strict=True))
+                results.update(zip(own, write(shard, [items[place] for place in own]), strict=True))
         faults.raise_any_after_writing()
         return [results[place] for place in range(len(items))]
 
@@ -283,20 +299,8 @@ class ShardedDataAccess(DataAccess):
         return [one for one in locked if self._shards.of(one) is shard]
 
 
-def _find(store: DataAccess, id: str) -> CallbackStatus | None:
-    try:
-        return store.get_callback_status(id)
-    except CallbackNotFoundError:
-        return None
-
-
-def _store(store: DataAccess, named: list[tuple[str, CallbackRequest]]) -> list[CallbackStatus]:
-    return store.store_callback_requests([request for _, request in named], ids=[id for id, _ in named])
-
-
-def _release(store: DataAccess, locks: list[tuple[Acquired, timedelta]]) -> list[None]:
-    store.release_locks(locks)
-    return [None] * len(locks)
+def _store(shard: Shard, named: list[tuple[str, CallbackRequest]]) -> list[CallbackStatus]:
+    return shard.store.store_callback_requests([request for _, request in named], ids=[id for id, _ in named])
 
 
 def _later(now: datetime, delay: timedelta) -> datetime:
@@ -323,7 +327,7 @@ def _with_abilities(cls: type[_Sharded], shared: tuple[type, ...]) -> type[_Shar
 
 
 def _check_stores(stores: object) -> Iterator[Fault]:
-    if not isinstance(stores, Sequence) or not stores:
+    if not isinstance(stores, Sequence) or isinstance(stores, str) or not stores:
         yield "stores", "must be a list of stores, at least one"
         return
     for index, store in enumerate(stores):
