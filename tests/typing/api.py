@@ -61,10 +61,12 @@ from callbackq.dataaccess import (
     SupportsListing,
     SupportsNotifications,
     SupportsPurge,
+    SupportsShards,
     Transition,
 )
 from callbackq.events import EventKind, ObservedEvent
 from callbackq.signing import Verified, public_key_of, verify
+from callbackq.stores.sharded import ShardedDataAccess
 from callbackq.testing import DataAccessConformance, FakeClock, RecordingNotifier, ScriptedTransport
 from callbackq.testing.history import Arrival, History, Judgement
 from callbackq.transport import SupportsSubmit
@@ -203,6 +205,11 @@ def a_custom_store(acquired: Acquired, attempt: CallbackAttempt, transition: Tra
     assert_type(store.record_attempts([record]), list[Transition | callbackq.LockLostError])
     unsubscribe: Callable[[], None] = store.subscribe(lambda: None)
     unsubscribe()
+    several = ShardedDataAccess([store, callbackq.InMemoryDataAccess()])
+    with_shards: SupportsShards = several
+    assert_type(with_shards.shard_of(acquired), int)
+    with several, Dispatcher(several):
+        pass
     with store, Dispatcher(store):
         pass
 

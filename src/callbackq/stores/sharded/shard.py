@@ -47,7 +47,7 @@ class Shard:
     def __init__(self, number: int, count: int, store: DataAccess, clock: Clock) -> None:
         self.number = number
         self.store = store
-        self._name = f"shard {number} of {count}"
+        self.name = f"shard {number} of {count}"
         self._clock = clock
         self._failures = 0
         self._failing_call = ""
@@ -76,7 +76,7 @@ class Shard:
             self._failing_call = ended_by or name
             if not self._is_outage_told and self._may_tell("outage"):
                 self._is_outage_told = True
-                _LOG.error("%s fails and is left alone for a while; the others go on", self._name, exc_info=error)
+                _LOG.error("%s fails and is left alone for a while; the others go on", self.name, exc_info=error)
             raise
         if name == self._failing_call:
             self._recover()
@@ -90,7 +90,7 @@ class Shard:
         """
         began = self._clock.monotonic()
         if began < self._results_rest_until:
-            raise TransientDataAccessError(f"{self._name} took long to fail just now; it is asked again in a moment")
+            raise TransientDataAccessError(f"{self.name} took long to fail just now; it is asked again in a moment")
         try:
             return call()
         except Exception:
@@ -113,7 +113,7 @@ class Shard:
             _LOG.error(
                 "%s holds callbacks that belong to other shards; %d were put off just now. Were the stores listed in "
                 "another order or number before? List them as they were, or deliver what is open in each by itself",
-                self._name,
+                self.name,
                 count,
             )
 
@@ -133,7 +133,7 @@ class Shard:
         self._failing_call = ""
         if self._is_outage_told:
             self._is_outage_told = False
-            _LOG.warning("%s works again", self._name)
+            _LOG.warning("%s works again", self.name)
 
     def _may_tell(self, what: str) -> bool:
         now = self._clock.monotonic()

@@ -6,7 +6,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import cache, partial
-from typing import Any, Final, Self, TypeVar
+from typing import Final, Self, TypeVar
 
 from callbackq.clock import Clock, SystemClock
 from callbackq.core.lifecycle import Action, Transition
@@ -23,7 +23,14 @@ from callbackq.dataaccess import (
     check_arguments,
     ids_for,
 )
-from callbackq.errors import CallbackNotFoundError, ConflictError, DataAccessError, LockLostError, SchemaVersionError
+from callbackq.errors import (
+    CallbackNotFoundError,
+    ConflictError,
+    DataAccessError,
+    LockLostError,
+    SchemaVersionError,
+    TransientDataAccessError,
+)
 from callbackq.settings import check_collaborator
 from callbackq.stores.sharded import abilities
 from callbackq.stores.sharded.group import Faults, ShardGroup
@@ -48,31 +55,35 @@ class ShardedDataAccess(DataAccess, SupportsShards):
     id. So order and locks are the shard's business, and every promise about a queue is kept as its store keeps it.
     All processes must list the same stores in the same order.
 
-    * **A shard that fails takes nothing else with it.** `acquire_locks` and `next_due` give what the others have, and
-      leave it alone for a growing while, 30 seconds at most (five minutes if it takes long to fail). All other calls
-      always ask it when they need it, and raise what it raises. The log tells when it fails and when it works again.
-    * **Storing under an id of your own** asks all other shards first whether they have that id, and raises when one
-      can't tell: another shard must not hold it already with another queue. Ids that are drawn here need no asking.
-      Only when two callers at the same moment store *different queues* under one id may both succeed.
-    * **Several callbacks** are stored, recorded or released shard by shard. When the call raises, whole shards may be
-      written and others not. Repeating it with the same ids is harmless.
-    * **Each shard's clock judges its own due times and locks.** `now` is the clock of the first that answers, and
+    * A shard that fails takes nothing else with it. `acquire_locks`, `next_due`, `now`, `open` and
+      ``acquire_notifications`` give what the others have, and leave it alone for a growing while: 30 seconds at most,
+      or five minutes if it takes long to fail. They raise when no shard answers. Every other call asks the shards that
+      it needs, and raises what they raise. The log tells when a shard fails and when it works again.
+    * Storing under an id of your own needs all shards, unless the call is a repetition: none of them must have that id
+      already, with another queue. While one can't be asked, `TransientDataAccessError` says so. Ids that are drawn here
+      need the queue's shard only. Two callers who at the same moment store *different queues* under one id may both
+      succeed; nothing else gets past `ConflictError`.
+    * Several callbacks are stored, recorded and released shard by shard, not all or none. When the call raises, what
+      belongs to other shards has been written all the same. Repeating it with the same ids is harmless.
+    * Each shard's own clock judges its due times and locks. `now` is the clock of the first shard that answers, and
       `next_due` is told in its terms.
-    * *limit* is spread: what `acquire_locks` leaves out may have been due longer than what it gives by as many
-      callbacks as one shard's share, ``limit / (2 * shards)``, at most. E-mails are leased and callbacks listed in
-      order within each shard, not across them.
-    * It is a `SupportsNotifications`, `SupportsListing` or `SupportsPurge` when all its shards are. To back up, back up
-      each store.
+    * Those longest due come first to within a share: while something is due for longer elsewhere, a shard gives at most
+      ``limit / (2 * number of shards)`` callbacks in one call. Callbacks are listed, and owed e-mails leased, in order
+      within each shard.
+    * It is a `SupportsNotifications`, a `SupportsListing`, a `SupportsPurge` when all its shards are. Backups are taken
+      of each store.
+    * Locked callbacks that lie in a shard where they don't belong are put off for a minute and never handed out, with
+      a line in the log: the list of stores is not the one that they were stored with.
 
     Args:
-        stores: the shards. Adding one at the end moves some queues to it; see the how-to before you do.
+        stores: the shards. Adding one at the end moves some queues to it, any other change moves many.
         clock: what the time for which a shard is left alone is measured with; the machine's clock by default.
 
     Raises:
         InvalidRequestError: *stores* is no sequence of different stores, or *clock* no `Clock`.
     """
 
-    def __new__(cls, stores: Sequence[DataAccess], **_: Any) -> Self:
+    def __new__(cls, stores: Sequence[DataAccess], *, clock: Clock | None = None) -> Self:
         # Whoever asks with isinstance is told the truth: the object is of a class that can do what all shards can.
         listed: Sequence[object] = stores if isinstance(stores, Sequence) else ()
         shared = [
@@ -250,6 +261,13 @@ class ShardedDataAccess(DataAccess, SupportsShards):
                 status = shard.store.get_callback_status(id)
             except CallbackNotFoundError:
                 continue
+            except DataAccessError as error:
+                if shard is here:
+                    raise
+                raise TransientDataAccessError(
+                    f"{shard.name} can't be asked whether it has this id already; nothing was stored. "
+                    "Try again, or store without an id"
+                ) from error
             if status.request != request:
                 raise ConflictError(id)
             return status
