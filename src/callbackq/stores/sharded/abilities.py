@@ -23,7 +23,11 @@ __all__ = ["Listing", "Notifications", "Purge"]
 
 
 class Notifications(SupportsNotifications):
-    """Owed e-mails, oldest first within each shard; another shard is asked first each time."""
+    """
+    Owed e-mails, oldest first within each shard; another shard is asked first each time.
+
+    A queue's failures lie in its shard. Those of callbacks without a queue lie in all, and are an e-mail for each.
+    """
 
     _shards: ShardGroup
 
@@ -46,14 +50,17 @@ class Notifications(SupportsNotifications):
         # Its token says which shard leased it, so that it finds its way back through any object on the same shards.
         count = len(self._shards.all)
         return [
-            evolve(one, token=one.token * count + shard.number) for one in shard.ask(call, name="acquire_notifications")
+            evolve(one, token=one.token * count + shard.number, first_token=one.first_token * count + shard.number)
+            for one in shard.ask(call, name="acquire_notifications")
         ]
 
-    def record_notification(self, notification: Notification, *, retry_in: timedelta | None) -> None:
+    def record_notification(
+        self, notification: Notification, *, retry_in: timedelta | None, quiet_for: timedelta = timedelta(0)
+    ) -> None:
         token, number = divmod(notification.token, len(self._shards.all))
         store = self._shards.all[number].store
         assert isinstance(store, SupportsNotifications)  # noqa: S101 - as above
-        store.record_notification(evolve(notification, token=token), retry_in=retry_in)
+        store.record_notification(evolve(notification, token=token), retry_in=retry_in, quiet_for=quiet_for)
 
 
 class Listing(SupportsListing):

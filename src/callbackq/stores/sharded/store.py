@@ -183,16 +183,16 @@ class ShardedDataAccess(DataAccess, SupportsShards):
         """Say in which shard, counted from 0, an acquired callback lies."""
         return self._shards.of(acquired).number
 
-    def release_lock(self, acquired: Acquired, *, delay: timedelta = timedelta(0)) -> None:
+    def release_lock(self, acquired: Acquired, *, delay: timedelta = timedelta(0)) -> Transition:
         check_arguments(delay=delay)
-        self._shards.of(acquired).store.release_lock(acquired, delay=delay)
+        return self._shards.of(acquired).store.release_lock(acquired, delay=delay)
 
-    def release_locks(self, locks: Sequence[tuple[Acquired, timedelta]]) -> None:
-        def release(shard: Shard, some: list[tuple[Acquired, timedelta]]) -> list[None]:
-            shard.ask_for_results(lambda: shard.store.release_locks(some))
-            return [None] * len(some)
-
-        self._by_shard(locks, lambda lock: self._shards.of(lock[0]), release)
+    def release_locks(self, locks: Sequence[tuple[Acquired, timedelta]]) -> list[Transition | LockLostError]:
+        return self._by_shard(
+            locks,
+            lambda lock: self._shards.of(lock[0]),
+            lambda shard, some: shard.ask_for_results(lambda: shard.store.release_locks(some)),
+        )
 
     def record_attempt(self, acquired: Acquired, attempt: CallbackAttempt | None, transition: Transition) -> Transition:
         return self._shards.of(acquired).store.record_attempt(acquired, attempt, transition)
