@@ -174,6 +174,8 @@ class DataAccess(Protocol):
         Raises:
             ConflictError: *id* is stored with another request.
             InvalidRequestError: *id* is malformed.
+            NotAcceptedError: rules of the host, which it gave the store, refuse the request; nothing was stored. They
+                must not be asked about a repeated call: it would look as if the callback weren't there.
         """
         ...
 
