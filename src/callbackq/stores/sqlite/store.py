@@ -358,23 +358,30 @@ class SQLiteDataAccess(
     def _store(
         self, requests: Sequence[tuple[str | None, CallbackRequest]], connection: sqlite3.Connection | None
     ) -> list[CallbackStatus]:
-        if connection is not None:
-            check_connection(connection)
-            self._database.check_open()
-        # Before the write lock: the host's rules may take their time, and may read this store.
         given = [id for id, _ in requests if id is not None]
+        if connection is not None:
+            return self._store_within(connection, requests, given)
+        # Before the write lock: the host's rules may take their time, and may read this store.
         stored = self._database.read(partial(storing.stored_of, ids=given)) if given else frozenset[str]()
         ask(self._accept, requests, stored=stored)
-        if connection is not None:
-            return run_enlisted(
-                connection, self._path, lambda transaction: storing.store(transaction, self._time.now_us(), requests)
-            )
 
         def store(transaction: Transaction, now: int) -> tuple[list[CallbackStatus], bool]:
             statuses = storing.store(transaction, now, requests)
             return statuses, any(status.blocked_by is None for status in statuses)
 
         return self._telling(store)
+
+    def _store_within(
+        self, connection: sqlite3.Connection, requests: Sequence[tuple[str | None, CallbackRequest]], given: list[str]
+    ) -> list[CallbackStatus]:
+        def store(transaction: Transaction) -> list[CallbackStatus]:
+            # Here, since what the application has stored in its transaction can be seen nowhere else.
+            ask(self._accept, requests, stored=storing.stored_of(transaction, given))
+            return storing.store(transaction, self._time.now_us(), requests)
+
+        check_connection(connection)
+        self._database.check_open()
+        return run_enlisted(connection, self._path, store)
 
     def _list_keys(self, state: CallbackState | None, queue_id: str | None) -> Iterator[list[int]]:
         code = None if state is None else code_of(state)
