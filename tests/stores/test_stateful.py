@@ -55,9 +55,9 @@ class ShardedComparison(DataAccessComparison):
     def make_data_access(self, clock: FakeClock) -> DataAccess:
         return ShardedDataAccess([InMemoryDataAccess(clock=clock) for _ in range(3)], clock=clock)
 
-    def _address_for(self, queue_id: str) -> str:
+    def _address_for(self, id: str, queue_id: str) -> str:
         # Failures without a queue are one e-mail for each shard.
-        return super()._address_for(queue_id) if queue_id else ""
+        return super()._address_for(id, queue_id) if queue_id else f"{id}@host.example"
 
     def _all(self, store: DataAccess) -> list[CallbackStatus]:
         # There is no order across shards.
