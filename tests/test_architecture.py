@@ -23,6 +23,7 @@ RANKS = {
     "core.documents": 3,
     "core.models": 3,
     "core.targets": 3,
+    "core.limits": 4,
     "core.retry": 4,
     "core.verdict": 4,
     "core.planning": 4,

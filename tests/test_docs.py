@@ -292,12 +292,13 @@ def test_lifecycle_picture_keeps_words_and_boxes_apart(lifecycle: ModuleType) ->
     ]
 
 
+@pytest.mark.timeout(200)
 def test_pages_build_without_a_warning_and_document_every_public_name(tmp_path: Path) -> None:
     pytest.importorskip("sphinx", reason="the documentation's packages are not installed")
 
     options = ["-q", "-n", "-W", "--keep-going", "-b", "html", "-d", str(tmp_path / "trees")]
     command = [sys.executable, "-m", "sphinx", *options, str(DOCS), str(tmp_path / "html")]
-    build = subprocess.run(command, capture_output=True, text=True, timeout=55)
+    build = subprocess.run(command, capture_output=True, text=True, timeout=170)
 
     assert build.returncode == 0, build.stderr
     documented = documented_in(tmp_path / "html" / "objects.inv")

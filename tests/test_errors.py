@@ -18,6 +18,7 @@ from callbackq.errors import (
     IllegalTransitionError,
     InvalidRequestError,
     LockLostError,
+    NotAcceptedError,
     NotificationError,
     SchemaVersionError,
     SignatureError,
@@ -42,6 +43,7 @@ EXAMPLES: list[tuple[CallbackqError, str, dict[str, Any]]] = [
             "errors": [("url", "must not lead into 10.0.0.0/8")],
         },
     ),
+    (NotAcceptedError("too many are pending"), "too many are pending", {"reason": "too many are pending"}),
     (CallbackNotFoundError("an id"), "no callback is stored under the id 'an id'", {"id": "an id"}),
     (
         ConflictError("an id"),
@@ -88,6 +90,7 @@ TREE = {
     CallbackqError: (Exception,),
     InvalidRequestError: (CallbackqError, ValueError),
     TargetNotAllowedError: (InvalidRequestError,),
+    NotAcceptedError: (CallbackqError,),
     CallbackNotFoundError: (CallbackqError, LookupError),
     ConflictError: (CallbackqError,),
     IllegalTransitionError: (CallbackqError,),

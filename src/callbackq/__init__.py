@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from callbackq.clock import Clock, SystemClock
 from callbackq.core.lifecycle import Action
+from callbackq.core.limits import RequestLimits
 from callbackq.core.models import (
     AttemptFailure,
     CallbackAttempt,
@@ -32,6 +33,7 @@ from callbackq.errors import (
     IllegalTransitionError,
     InvalidRequestError,
     LockLostError,
+    NotAcceptedError,
     NotificationError,
     SchemaVersionError,
     SignatureError,
@@ -72,9 +74,11 @@ __all__ = [
     "InvalidRequestError",
     "LockLostError",
     "LoggingObserver",
+    "NotAcceptedError",
     "NotificationError",
     "Notifier",
     "Observer",
+    "RequestLimits",
     "ResponsePolicy",
     "RetryPhase",
     "SMTPNotifier",

@@ -88,7 +88,8 @@ def dumps(
     """
     Write a model as JSON in UTF-8, byte for byte as Go's ``json.Marshal`` would.
 
-    What `loads` makes of it is equal to *model*, unless *seed* has left something out.
+    What `loads` makes of it is equal to *model*, unless *seed* has left something out. (A document longer than
+    2 MiB needs a higher ``limit_bytes`` there.)
 
     Args:
         model: what to write.
@@ -114,8 +115,8 @@ def loads(data: bytes | str, type: type[Model], *, limit_bytes: int = DEFAULT_LI
     Args:
         data: the document.
         type: what it must be.
-        limit_bytes: a longer document is refused unread. Raise it to read the status of a callback with a long
-            history: each attempt may hold an answer.
+        limit_bytes: a longer document is refused unread. Raise it to read a request with a body of more than 1 MiB, or
+            the status of a callback with a long history: each attempt may hold an answer.
 
     Raises:
         InvalidRequestError: with every fault, in the document's order and words (``retryphases[2].delay``); after

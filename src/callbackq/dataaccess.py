@@ -44,6 +44,7 @@ __all__ = [
     "SupportsListing",
     "SupportsNotifications",
     "SupportsPurge",
+    "SupportsShards",
     "Transition",
     "check_arguments",
     "ids_for",
@@ -173,6 +174,8 @@ class DataAccess(Protocol):
         Raises:
             ConflictError: *id* is stored with another request.
             InvalidRequestError: *id* is malformed.
+            NotAcceptedError: rules of the host, which it gave the store, refuse the request; nothing was stored. They
+                must not be asked about a repeated call: it would look as if the callback weren't there.
         """
         ...
 
@@ -561,6 +564,20 @@ class SupportsEnlist(Protocol[_Connection]):
 
         No store can hear that commit. Without the hint a dispatcher finds the callbacks at its next poll.
         """
+        ...
+
+
+@runtime_checkable
+class SupportsShards(Protocol):
+    """
+    The store keeps callbacks in several places that fail and recover each by itself.
+
+    Who records or releases many can do so for each of them apart, so that one that fails doesn't hold up the others.
+    """
+
+    @abstractmethod
+    def shard_of(self, acquired: Acquired) -> int:
+        """Say in which of them an acquired callback lies, as a number that never changes."""
         ...
 
 

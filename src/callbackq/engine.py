@@ -17,20 +17,21 @@ import logging
 import queue
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
-from attrs import evolve, mutable
+from attrs import evolve
 
 from callbackq.clock import Clock
 from callbackq.core.delivery import Delivery, NotSent, NotSentReason
 from callbackq.core.fairness import Admission, HostLimits
 from callbackq.core.models import AttemptFailure
-from callbackq.core.planning import backoff, margin_of, plan
+from callbackq.core.planning import margin_of, plan
 from callbackq.dataaccess import Acquired, DataAccess
 from callbackq.events import EventKind
 from callbackq.faultlog import log_fault
 from callbackq.judging import Judge
-from callbackq.recorder import Recorder, Slot
+from callbackq.recorder import Line, Recorder, Rest, Slot
 from callbackq.reporting import Reporter
 from callbackq.settings import Settings
 from callbackq.transport.protocol import SupportsSubmit
@@ -39,9 +40,7 @@ __all__ = ["Engine"]
 
 _log = logging.getLogger("callbackq")
 
-_FIRST_REST_SECONDS: Final = 0.1
 _LONGEST_REST_SECONDS: Final = 30.0
-_LONGEST_WRITING_REST_SECONDS: Final = 1.0
 # Nothing was sent, and nobody is to blame: long enough not to spin, short enough not to matter.
 _NOT_SENT_REST: Final = timedelta(milliseconds=100)
 # The shortest rest when the store says that something is due but hands out nothing: somebody else is taking it.
@@ -104,10 +103,8 @@ class Engine:
         self._look_at = self.polled_at
         # Clock reading up to which callbacks that were due may have been put off.
         self._parked_until = self.polled_at
-        # A result that waits much longer than this may see its lock time out.
-        self._writing = _Rest(longest=_LONGEST_WRITING_REST_SECONDS)
-        self._acquiring = _Rest()
-        self._sending = _Rest()
+        self._acquiring = Rest(longest=_LONGEST_REST_SECONDS)
+        self._sending = Rest(longest=_LONGEST_REST_SECONDS)
 
     @property
     def busy(self) -> int:
@@ -117,7 +114,7 @@ class Engine:
     @property
     def store_is_failing(self) -> bool:
         """Whether the store's last word, on writing or on acquiring, was an exception."""
-        return self._writing.failures > 0 or self._acquiring.failures > 0
+        return self.recorder.store_is_failing or self._acquiring.failures > 0
 
     def is_idle(self) -> bool:
         """Whether all that was due has been delivered and recorded."""
@@ -144,13 +141,11 @@ class Engine:
                 self.recorder.release(slot)
         self._take_all()
         self._park_those_who_stand_too_long()
-        if self.recorder.has_work() and self._writing.is_over(self._clock.monotonic()):
-            self._with_store(self._writing, self._write)
+        for line in self.recorder.ready_lines(self._clock.monotonic()):
+            self._with_store(line.rest, partial(self._write, line), is_struggling=line.is_struggling)
         wait = self._acquire_and_send(draining=draining)
-        if self.recorder.has_work():
-            # More to write: what was just acquired can have ended at once, and what failed is tried again.
-            wait = min(wait, max(self._writing.until - self._clock.monotonic(), 0.0))
-        return wait
+        # More to write: what was just acquired can have ended at once, and what failed is tried again.
+        return min(wait, self.recorder.seconds_to_write(self._clock.monotonic()))
 
     def rest(self, seconds: float) -> None:
         """Wait until something arrives, for *seconds* at most."""
@@ -163,7 +158,7 @@ class Engine:
     def interrupt(self) -> None:
         """End all requests under way; their outcomes arrive in `inbox` as all others do."""
         # A rest after a fault of the store would outlast the stop: what is there is tried once more now.
-        self._writing.until = self._clock.monotonic()
+        self.recorder.end_rests(self._clock.monotonic())
         try:
             self.sender.interrupt([slot.delivery for slot in self._slots.values() if slot.delivery is not None])
         except Exception as error:
@@ -204,8 +199,8 @@ class Engine:
 
     # Results going out.
 
-    def _write(self) -> None:
-        for slot in self.recorder.write():
+    def _write(self, line: Line) -> None:
+        for slot in line.write():
             del self._slots[slot.acquired.id]
             if slot.release_after:
                 until = self._clock.monotonic() + slot.release_after.total_seconds()
@@ -355,7 +350,9 @@ class Engine:
 
     # Faults.
 
-    def _with_store(self, rest: _Rest, call: Callable[[], None]) -> None:
+    def _with_store(
+        self, rest: Rest, call: Callable[[], None], *, is_struggling: Callable[[], bool] = lambda: False
+    ) -> None:
         was_failing = self.store_is_failing
         try:
             call()
@@ -368,7 +365,7 @@ class Engine:
                 self._reporter.dispatcher(EventKind.STORE_FAILED, type(error).__name__)
         else:
             # A good write among bad ones is no recovery yet.
-            if rest is not self._writing or not self.recorder.is_struggling():
+            if not is_struggling():
                 rest.failures = 0
             if was_failing and not self.store_is_failing:
                 self._reporter.dispatcher(EventKind.STORE_RECOVERED)
@@ -380,19 +377,3 @@ class Engine:
         self._sending.begin(self._clock.monotonic(), self._random())
         if self._sending.failures == 1:
             self._reporter.dispatcher(EventKind.LOCAL_FAULT, detail)
-
-
-@mutable
-class _Rest:
-    """How long to leave something alone that has failed so many times in a row."""
-
-    longest: float = _LONGEST_REST_SECONDS
-    failures: int = 0
-    until: float = 0.0
-
-    def begin(self, now: float, random: float) -> None:
-        self.failures += 1
-        self.until = now + backoff(self.failures, first=_FIRST_REST_SECONDS, longest=self.longest, random=random)
-
-    def is_over(self, now: float) -> bool:
-        return now >= self.until

@@ -1,7 +1,7 @@
 """
 Every exception callbackq raises, in one tree.
 
-Two sides are kept apart: *your call was wrong* (`InvalidRequestError`, `ConflictError`,
+Two sides are kept apart: *your call was wrong* (`InvalidRequestError`, `NotAcceptedError`, `ConflictError`,
 `IllegalTransitionError`, `CallbackNotFoundError`, `DispatcherStateError`) and *the world failed*
 (`DataAccessError` and below, `LockLostError`, `NotificationError`). A receiver that answers 500 or not at
 all is neither: it is a recorded attempt.
@@ -23,6 +23,7 @@ __all__ = [
     "IllegalTransitionError",
     "InvalidRequestError",
     "LockLostError",
+    "NotAcceptedError",
     "NotificationError",
     "SchemaVersionError",
     "SignatureError",
@@ -77,6 +78,22 @@ class TargetNotAllowedError(InvalidRequestError):
         self.address = address
         self.rule = rule
         super().__init__([("url", reason)])
+
+
+class NotAcceptedError(CallbackqError):
+    """
+    A sound request was not accepted now, because of the host's own rules; nothing was stored.
+
+    Raised by what the host gives its store as ``accept``, for example when a tenant has used up its quota; callbackq
+    itself never raises it. The request may be accepted later. Derive from it to carry more, such as the time to wait.
+
+    Attributes:
+        reason: why, for whoever wanted to store. It must not quote secrets.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
 
 
 class CallbackNotFoundError(CallbackqError, LookupError):

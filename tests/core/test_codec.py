@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from callbackq.codec import DEFAULT_LIMIT_BYTES, SEED_KEYS, dumps, loads
 from callbackq.core import validation as v
+from callbackq.core.limits import RequestLimits
 from callbackq.core.models import (
     NEVER,
     AttemptFailure,
@@ -166,17 +167,39 @@ def test_the_order_of_keys_never_matters(model: Any) -> None:
     assert loads(document, type(model)) == model
 
 
-def test_the_largest_request_can_be_written_and_read() -> None:
-    request = CallbackRequest(
+def largest_request(body_bytes: int) -> CallbackRequest:
+    return CallbackRequest(
         url="http://example.com/" + "a" * (8192 - 19),
-        post_data=CallbackData(headers={f"X-{n}": "<" * 8000 for n in range(8)}, data=bytes(v.MAX_BODY_BYTES)),
+        post_data=CallbackData(headers={f"X-{n}": "<" * 8000 for n in range(8)}, data=bytes(body_bytes)),
         retry_phases=[RetryPhase(retries=1, delay=timedelta(microseconds=n)) for n in range(v.MAX_PHASES)],
     )
+
+
+def test_the_largest_request_that_a_store_ordinarily_accepts_can_be_written_and_read() -> None:
+    request = largest_request(RequestLimits().max_body_bytes)
 
     document = dumps(request)
 
     assert len(document) <= DEFAULT_LIMIT_BYTES
     assert loads(document, CallbackRequest) == request
+
+
+def test_the_largest_request_of_all_can_be_read_by_who_raises_the_limit() -> None:
+    request = largest_request(v.MAX_BODY_BYTES)
+
+    document = dumps(request)
+
+    assert faults_of(document, CallbackRequest) == [("", f"must not be longer than {DEFAULT_LIMIT_BYTES} bytes")]
+    assert loads(document, CallbackRequest, limit_bytes=len(document)) == request
+
+
+def test_no_raised_limit_lets_a_body_beyond_the_ceiling_in() -> None:
+    body = "AAAA" * (v.MAX_BODY_BYTES // 3) + "AAAA"
+    document = json.dumps({"url": "http://example.com", "postdata": {"data": body}})
+
+    assert faults_of(document, CallbackRequest, limit_bytes=len(document)) == [
+        ("postdata.data", f"must not be longer than {v.MAX_BODY_BYTES} bytes")
+    ]
 
 
 # What is newer than 2016

@@ -52,7 +52,7 @@ EDGES: dict[str, Edges] = {
             *("a" * 243 + "@example.com", "=?utf-8?q?a?=@b\t", "a@b_c", None, b"a@b"),
         ],
     ),
-    "body": (v.check_body, [None, b"", bytes(2**20)], [bytes(2**20 + 1), "a", bytearray(), memoryview(b""), 5]),
+    "body": (v.check_body, [None, b"", bytes(2**24)], [bytes(2**24 + 1), "a", bytearray(), memoryview(b""), 5]),
     "headers": (
         v.check_headers,
         [{}, {"": "", "ä\r\n": "\x00\n"}, {"Host": "x"}, {str(n): "x" * 100 for n in range(500)}],

@@ -14,10 +14,10 @@ import pytest
 from callbackq.core.models import CallbackData, CallbackState
 from callbackq.dataaccess import AttemptRecord
 from callbackq.errors import ConflictError, DataAccessError, LockLostError
+from callbackq.stores.sql.reading import LIST_BATCH
 from callbackq.stores.sqlite import SQLiteDataAccess
 from callbackq.stores.sqlite.database import Database
 from callbackq.stores.sqlite.file import create
-from callbackq.stores.sql.reading import LIST_BATCH
 from callbackq.testing import FakeClock
 from callbackq.testing.conformance.base import DELIVERED, LOCK_TIMEOUT, a_request, an_attempt
 

@@ -1,4 +1,4 @@
-"""The SQLite store can't be told from the reference store by any sequence of operations."""
+"""The SQLite store, and several stores as one, can't be told from the reference by any sequence of operations."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from callbackq.core.models import CallbackStatus
 from callbackq.dataaccess import DataAccess
+from callbackq.stores.memory import InMemoryDataAccess
+from callbackq.stores.sharded import ShardedDataAccess
 from callbackq.stores.sqlite import SQLiteDataAccess
 from callbackq.testing import FakeClock
 from callbackq.testing.stateful import DataAccessComparison
 from conformance import mutants
+
+# Thousands of operations, which take a while on a busy machine.
+pytestmark = pytest.mark.timeout(240)
 
 SETTINGS = settings(
     max_examples=60,
@@ -43,6 +49,23 @@ class SQLiteComparison(DataAccessComparison):
 
 TestSQLite = SQLiteComparison.TestCase
 TestSQLite.settings = SETTINGS
+
+
+class ShardedComparison(DataAccessComparison):
+    def make_data_access(self, clock: FakeClock) -> DataAccess:
+        return ShardedDataAccess([InMemoryDataAccess(clock=clock) for _ in range(3)], clock=clock)
+
+    def _address_for(self, id: str, queue_id: str) -> str:
+        # Failures without a queue are one e-mail for each shard.
+        return super()._address_for(id, queue_id) if queue_id else f"{id}@host.example"
+
+    def _all(self, store: DataAccess) -> list[CallbackStatus]:
+        # There is no order across shards.
+        return sorted(super()._all(store), key=lambda status: status.id)
+
+
+TestSharded = ShardedComparison.TestCase
+TestSharded.settings = SETTINGS
 
 
 def comparison_of(kind: type[mutants.Sturdy]) -> type[DataAccessComparison]:

@@ -53,7 +53,7 @@ class Conversation:
         """Read the rest of the request whose head was read; ``None`` when the sender has closed."""
         length = int(self._begun.fields.get("content-length", "0"))
         while len(self._buffer) < length:
-            if not self._read():
+            if not self._read(1024 * 1024):
                 return None
         body, self._buffer = self._buffer[:length], self._buffer[length:]
         request = self._begun._replace(body=body)

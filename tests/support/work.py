@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
 from collections.abc import Callable
@@ -47,6 +48,8 @@ def work_of(call: Callable[[], object]) -> Work:
     work = Work()
     # Whoever measures coverage traces too; it goes on afterwards.
     tracer, profiler = sys.gettrace(), sys.getprofile()
+    # Whoever is told of each collection (pytest's plugins are) would be counted, too.
+    gc.disable()
     sys.setprofile(work.profile)
     sys.settrace(work.trace)
     try:
@@ -54,6 +57,7 @@ def work_of(call: Callable[[], object]) -> Work:
     finally:
         sys.settrace(tracer)
         sys.setprofile(profiler)
+        gc.enable()
     return work
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psycopg
@@ -105,6 +106,19 @@ def test_rows_that_were_not_committed_are_lost_with_the_server(start_postgres: S
         connection.commit()
     server.start()
     assert numbers_in(server.conninfo()) == []
+
+
+def test_killed_server_can_start_again_though_a_client_was_busy(start_postgres: Start) -> None:
+    # A server's processes notice the death of the first one only when they wait, and until then it can't start anew.
+    server = start_postgres()
+    with closing(connect(server)) as connection:
+        connection.pgconn.send_query(b"SELECT count(*) FROM generate_series(1, 2000000)")
+        busy = "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%generate_series%' AND pid <> pg_backend_pid()"
+        until(lambda: server.execute(busy), "the statement to run")
+
+        server.kill()
+
+        server.start()
 
 
 def test_server_syncs_when_it_is_asked_to(start_postgres: Start) -> None:

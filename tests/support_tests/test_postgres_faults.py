@@ -268,6 +268,19 @@ def test_failed_pipeline_is_rolled_back_as_a_whole(
     assert numbers(direct) == [3]
 
 
+def test_what_follows_a_failed_statement_in_its_pipeline_is_not_executed(
+    proxy: CuttingProxy, connection: psycopg.Connection
+) -> None:
+    fault = proxy.fail("40001", "INSERT", times=2)
+
+    for number in (1, 2):
+        with pytest.raises(psycopg.errors.SerializationFailure):
+            insert_in_pipeline(connection, number, 10)
+
+    fault.wait()
+    assert [statement for statement in proxy.statements if "INSERT" in statement] == fault.statements
+
+
 def test_fault_happens_as_often_as_it_should(proxy: CuttingProxy, direct: psycopg.Connection) -> None:
     fault = proxy.fail("40P01", "INSERT", times=3)
 

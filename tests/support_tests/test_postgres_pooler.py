@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from itertools import pairwise
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from support.postgres import PostgreSQL, until
 from support.postgres_pooler import SwappingPooler
+from support.postgres_wire import Message
+from support.processes import LIMIT
 
 
 @pytest.fixture
@@ -47,14 +52,20 @@ def test_all_of_a_transaction_has_one_backend(connection: psycopg.Connection) ->
         assert first.fetchall() == second.fetchall() == [(backend_of(connection),)]
 
 
-def test_a_pipeline_of_transactions_is_answered(connection: psycopg.Connection) -> None:
-    with connection.pipeline() as pipeline:
-        cursors = []
-        for number in range(20):
-            cursors.append(connection.execute("SELECT %s::integer", [number]))
-            pipeline.sync()
+def test_transactions_that_are_sent_at_once_are_all_answered(conninfo: str) -> None:
+    parameters = conninfo_to_dict(conninfo)
+    named = f"user\0{parameters['user']}\0database\0{parameters['dbname']}\0\0"
+    startup = Message(b"", struct.pack("!I", 3 << 16) + named.encode())
+    queries = [Message(b"Q", f"SELECT {number}\0".encode()) for number in range(5)]
 
-    assert [cursor.fetchone() for cursor in cursors] == [(number,) for number in range(20)]
+    with socket.create_connection((str(parameters["host"]), int(parameters["port"] or 0)), timeout=LIMIT) as client:
+        client.sendall(b"".join(message.encoded() for message in (startup, *queries)))
+        answers = b""
+        while answers.count(Message(b"Z", b"I").encoded()) <= len(queries):
+            answers += client.recv(1 << 16)
+
+    rows = [Message(b"D", b"\0\1\0\0\0\1" + str(number).encode()).encoded() for number in range(5)]
+    assert all(row in answers for row in rows)
 
 
 def test_what_is_set_in_one_transaction_is_not_seen_in_the_next(connection: psycopg.Connection) -> None:

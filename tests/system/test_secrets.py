@@ -40,6 +40,7 @@ from callbackq import (
     TargetPolicy,
 )
 from callbackq.core.delivery import Answer, Delivery, Outcome
+from callbackq.core.failure_email import FailureNotice
 from callbackq.core.models import AttemptFailure
 from callbackq.core.verdict import Verdict
 from callbackq.dataaccess import Action, DataAccess
@@ -361,7 +362,7 @@ class RaisingNotifier:
     def __init__(self, error: BaseException) -> None:
         self._hook = Hook(error)
 
-    def notify(self, status: CallbackStatus) -> None:
+    def notify(self, notice: FailureNotice) -> None:
         self._hook()
 
 
@@ -516,6 +517,11 @@ MAIL_SERVERS: dict[str, Any] = {
 }
 
 
+def a_notice(status: CallbackStatus) -> FailureNotice:
+    address = status.request.notification_email_address
+    return FailureNotice(email_address=address, queue_id=status.queue_id, callbacks=(status,), count=1, key="0" * 32)
+
+
 @pytest.mark.parametrize("server", [*MAIL_SERVERS, "nobody", "stranger"])
 def test_nothing_that_a_mail_server_says_is_quoted_nor_what_it_is_told(
     server: str, post_office: PostOffice, mail_authority: trustme.CA
@@ -533,7 +539,7 @@ def test_nothing_that_a_mail_server_says_is_quoted_nor_what_it_is_told(
     with Watch() as watch:
         dispatcher = Dispatcher(store, transport=ScriptedTransport([410]), notifier=notifier)
         assert dispatcher.run_until_idle(timeout=LIMIT)
-        error = watch.raised_by("notify", lambda: notifier.notify(store.get_callback_status("one")))
+        error = watch.raised_by("notify", lambda: notifier.notify(a_notice(store.get_callback_status("one"))))
         watch.show("notifier", notifier)
 
     assert isinstance(error, NotificationError)

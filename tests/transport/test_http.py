@@ -11,6 +11,7 @@ import pytest
 
 from callbackq.core.delivery import Answer, NotSent, NotSentReason
 from callbackq.core.models import AttemptFailure
+from callbackq.core.validation import MAX_BODY_BYTES
 from callbackq.errors import InvalidRequestError
 from callbackq.signing import Signer
 from callbackq.targets import TargetPolicy
@@ -234,6 +235,33 @@ def test_refusal_during_the_upload_is_the_answer(receive: Receive, transport: HT
 
     assert isinstance(answer, Answer)
     assert answer.status_code == 413
+
+
+def test_the_largest_body_arrives_whole(receive: Receive, transport: HTTPTransport) -> None:
+    body = bytes(range(256)) * (MAX_BODY_BYTES // 256)
+    receiver = receive()
+
+    answer = transport.send(make_delivery(receiver.url(), data=body))
+
+    assert isinstance(answer, Answer)
+    assert (answer.status_code, answer.failure) == (200, None)
+    (request,) = receiver.requests
+    assert request.body == body
+
+
+def test_the_largest_body_holds_up_no_other_attempt(receive: Receive, transport: HTTPTransport) -> None:
+    outcomes = Outcomes()
+    stuck = make_delivery(
+        receive(lambda conversation: conversation.wait()).url(), data=bytes(MAX_BODY_BYTES), ends_in=0.7
+    )
+
+    transport.submit(stuck, outcomes)
+    other = transport.send(make_delivery(receive().url()))
+    answers = outcomes.answers(1)
+
+    assert isinstance(other, Answer)
+    assert other.status_code == 200
+    assert [answer.failure for answer in answers] == [AttemptFailure.TIMEOUT], "its time was up"
 
 
 def test_with_no_useful_time_left_nothing_is_sent(receive: Receive, transport: HTTPTransport) -> None:

@@ -36,8 +36,10 @@ from callbackq import (
     InMemoryDataAccess,
     InvalidRequestError,
     LoggingObserver,
+    NotAcceptedError,
     Notifier,
     Observer,
+    RequestLimits,
     ResponsePolicy,
     RetryPhase,
     Signer,
@@ -61,10 +63,12 @@ from callbackq.dataaccess import (
     SupportsListing,
     SupportsNotifications,
     SupportsPurge,
+    SupportsShards,
     Transition,
 )
 from callbackq.events import EventKind, ObservedEvent
 from callbackq.signing import Verified, public_key_of, verify
+from callbackq.stores.sharded import ShardedDataAccess
 from callbackq.testing import DataAccessConformance, FakeClock, RecordingNotifier, ScriptedTransport
 from callbackq.testing.history import Arrival, History, Judgement
 from callbackq.transport import SupportsSubmit
@@ -113,7 +117,16 @@ def statuses(status: CallbackStatus) -> None:
 # Stores.
 
 
+def accept(request: CallbackRequest) -> None:
+    RequestLimits()(request)
+    if request.application_id not in {"shop", "warehouse"}:
+        raise NotAcceptedError("no such application")
+
+
 def stores(path: Path) -> None:
+    limits = RequestLimits(max_body_bytes=64 * 1024, max_attempts=20, max_total_delay=timedelta(days=3))
+    SQLiteDataAccess(path, accept=limits)
+    SQLiteDataAccess(path, accept=accept)
     with SQLiteDataAccess(path, durability="process", busy_timeout=timedelta(seconds=5)) as store:
         assert_type(store, SQLiteDataAccess)
         status = store.store_callback_request(CallbackRequest(url="https://receiver.example"), id="order-1042-paid")
@@ -132,6 +145,7 @@ def stores(path: Path) -> None:
         SQLiteDataAccess("callbacks.db"),
         InMemoryDataAccess(),
         InMemoryDataAccess(clock=FakeClock()),
+        InMemoryDataAccess(accept=limits),
     ]
     for one in anywhere:
         if isinstance(one, SupportsListing):
@@ -203,6 +217,11 @@ def a_custom_store(acquired: Acquired, attempt: CallbackAttempt, transition: Tra
     assert_type(store.record_attempts([record]), list[Transition | callbackq.LockLostError])
     unsubscribe: Callable[[], None] = store.subscribe(lambda: None)
     unsubscribe()
+    several = ShardedDataAccess([store, callbackq.InMemoryDataAccess()])
+    with_shards: SupportsShards = several
+    assert_type(with_shards.shard_of(acquired), int)
+    with several, Dispatcher(several):
+        pass
     with store, Dispatcher(store):
         pass
 

@@ -18,11 +18,14 @@ from callbackq.core.url import UrlFault, parse_url
 from callbackq.errors import InvalidRequestError
 
 __all__ = [
+    "MAX_ATTEMPTS",
     "MAX_BODY_BYTES",
     "MAX_DELAY",
     "MAX_DETAIL_LENGTH",
     "MAX_DURATION",
     "MAX_FAULTS",
+    "MAX_HEADERS",
+    "MAX_HEADERS_TOTAL",
     "MAX_INTEGER",
     "MAX_PHASES",
     "MAX_RETRIES",
@@ -62,7 +65,8 @@ ON_EXHAUSTED: Final = ("continue", "hold")
 
 MAX_TEXT_LENGTH: Final = 255
 MAX_DETAIL_LENGTH: Final = 120
-MAX_BODY_BYTES: Final = 1024 * 1024
+MAX_BODY_BYTES: Final = 16 * 1024 * 1024
+"""What must still fit into memory many times over. What a store accepts is less: `callbackq.RequestLimits`."""
 MAX_HEADERS: Final = 100
 MAX_HEADER_NAME: Final = 256
 MAX_HEADER_VALUE: Final = 8 * 1024
@@ -70,6 +74,7 @@ _MAX_SHOWN_NAME: Final = 64
 MAX_HEADERS_TOTAL: Final = 64 * 1024
 MAX_PHASES: Final = 100
 MAX_RETRIES: Final = 10_000
+MAX_ATTEMPTS: Final = 1 + MAX_PHASES * MAX_RETRIES
 MAX_DELAY: Final = timedelta(days=365)
 MAX_TOTAL_DELAY: Final = timedelta(days=3650)
 MAX_EMAIL_LENGTH: Final = 254

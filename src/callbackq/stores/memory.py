@@ -13,7 +13,7 @@ import os
 import threading
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from itertools import islice
@@ -44,10 +44,12 @@ from callbackq.dataaccess import (
     SupportsNotifications,
     SupportsPurge,
     check_arguments,
+    ids_for,
 )
 from callbackq.errors import CallbackNotFoundError, ConflictError, LockLostError
 from callbackq.settings import check_collaborator
 from callbackq.stores._agenda import Agenda, Entry
+from callbackq.stores._door import ORDINARY_LIMITS, ask, check_accept
 
 __all__ = ["InMemoryDataAccess"]
 
@@ -70,17 +72,21 @@ class InMemoryDataAccess(DataAccess, SupportsNotifications, SupportsListing, Sup
 
     Args:
         clock: where time comes from; the machine's clock by default.
+        accept: the host's own rules for what may be stored, as for `SQLiteDataAccess`.
 
     Raises:
-        InvalidRequestError: *clock* is no `Clock`.
+        InvalidRequestError: *clock* is no `Clock`, or *accept* can't be called.
     """
 
     durability = Durability.MEMORY
 
-    def __init__(self, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self, *, clock: Clock | None = None, accept: Callable[[CallbackRequest], None] = ORDINARY_LIMITS
+    ) -> None:
         self._mutex = _MUTEX
         self._clock = SystemClock() if clock is None else clock
-        refuse(check_collaborator("clock", self._clock, "now", "monotonic", "boot_id"))
+        self._accept = accept
+        refuse([*check_collaborator("clock", self._clock, "now", "monotonic", "boot_id"), *check_accept(accept)])
         self._wall_at_start = self._clock.now()
         self._monotonic_at_start = self._clock.monotonic()
         self._callbacks: dict[str, _Callback] = {}
@@ -107,6 +113,22 @@ class InMemoryDataAccess(DataAccess, SupportsNotifications, SupportsListing, Sup
 
     def store_callback_request(self, request: CallbackRequest, *, id: str | None = None) -> CallbackStatus:
         check_arguments(request=request, id=id)
+        self._ask([(id, request)])
+        return self._store(request, id)
+
+    def store_callback_requests(
+        self, requests: Sequence[CallbackRequest], *, ids: Sequence[str | None] | None = None
+    ) -> list[CallbackStatus]:
+        batch = list(zip(ids_for(requests, ids), requests, strict=True))
+        self._ask(batch)
+        return [self._store(request, id) for id, request in batch]
+
+    def _ask(self, requests: Sequence[tuple[str | None, CallbackRequest]]) -> None:
+        with self._mutex:
+            stored = {id for id, _ in requests if id in self._callbacks}
+        ask(self._accept, requests, stored=stored)
+
+    def _store(self, request: CallbackRequest, id: str | None) -> CallbackStatus:
         id = str(uuid4()) if id is None else id
         with self._step() as now:
             callback = self._callbacks.get(id)

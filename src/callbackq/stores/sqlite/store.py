@@ -32,6 +32,7 @@ from callbackq.dataaccess import (
 )
 from callbackq.errors import DataAccessError, LockLostError
 from callbackq.settings import check_collaborator
+from callbackq.stores._door import ORDINARY_LIMITS, ask, check_accept
 from callbackq.stores.sql import forgetting, locking, mailings, reading
 from callbackq.stores.sql.instants import instant
 from callbackq.stores.sql.rows import code_of
@@ -89,10 +90,15 @@ class SQLiteDataAccess(
         allow_network_fs: use a file on a network file system all the same, with SQLite's slower and sturdier
             rollback journal, and with wall time as the only clock.
         busy_timeout: how long a call waits for other writers before it raises `TransientDataAccessError`.
+        accept: the host's own rules for what may be stored: a function that is called with each request that isn't
+            stored yet, before anything is written, in the thread that stores and without a lock. To refuse it raises,
+            as a rule `NotAcceptedError`; that comes out as it is, and nothing of the call is stored. Who repeats a call
+            with the same id is not asked again. By default the ordinary `RequestLimits`.
 
     Raises:
         InvalidRequestError: with every argument that is of another type or impossible: *path* is no path of a file,
-            *clock* no `Clock`, *durability* neither of the two words, *busy_timeout* not from 0 to 1 day.
+            *clock* no `Clock`, *durability* neither of the two words, *busy_timeout* not from 0 to 1 day, *accept*
+            nothing that can be called.
     """
 
     def __init__(
@@ -103,6 +109,7 @@ class SQLiteDataAccess(
         durability: Literal["power", "process"] = "power",
         allow_network_fs: bool = False,
         busy_timeout: timedelta = timedelta(seconds=10),
+        accept: Callable[[CallbackRequest], None] = ORDINARY_LIMITS,
     ) -> None:
         self._clock = SystemClock() if clock is None else clock
         refuse(
@@ -112,9 +119,11 @@ class SQLiteDataAccess(
                 *_check_durability(durability),
                 *(("allow_network_fs", reason) for _, reason in check_bool(allow_network_fs)),
                 *_check_busy_timeout(busy_timeout),
+                *check_accept(accept),
             ]
         )
         self.durability = _DURABILITIES[durability]
+        self._accept = accept
         # Links are resolved, since everything else lies beside the true file.
         self._path = Path(path).resolve()
         self._time = TimeLine(self._clock)
@@ -345,18 +354,30 @@ class SQLiteDataAccess(
     def _store(
         self, requests: Sequence[tuple[str | None, CallbackRequest]], connection: sqlite3.Connection | None
     ) -> list[CallbackStatus]:
+        given = [id for id, _ in requests if id is not None]
         if connection is not None:
-            check_connection(connection)
-            self._database.check_open()
-            return run_enlisted(
-                connection, self._path, lambda transaction: storing.store(transaction, self._time.now_us(), requests)
-            )
+            return self._store_within(connection, requests, given)
+        # Before the write lock: the host's rules may take their time, and may read this store.
+        stored = self._database.read(partial(storing.stored_of, ids=given)) if given else frozenset[str]()
+        ask(self._accept, requests, stored=stored)
 
         def store(transaction: SQLiteTransaction, now: int) -> tuple[list[CallbackStatus], bool]:
             statuses = storing.store(transaction, now, requests)
             return statuses, any(status.blocked_by is None for status in statuses)
 
         return self._telling(store)
+
+    def _store_within(
+        self, connection: sqlite3.Connection, requests: Sequence[tuple[str | None, CallbackRequest]], given: list[str]
+    ) -> list[CallbackStatus]:
+        def store(transaction: SQLiteTransaction) -> list[CallbackStatus]:
+            # Here, since what the application has stored in its transaction can be seen nowhere else.
+            ask(self._accept, requests, stored=storing.stored_of(transaction, given))
+            return storing.store(transaction, self._time.now_us(), requests)
+
+        check_connection(connection)
+        self._database.check_open()
+        return run_enlisted(connection, self._path, store)
 
     def _list_keys(self, state: CallbackState | None, queue_id: str | None) -> Iterator[list[int]]:
         code = None if state is None else code_of(state)

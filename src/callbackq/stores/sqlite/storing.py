@@ -14,7 +14,7 @@ from callbackq.stores.sql.reading import status_of
 from callbackq.stores.sql.rows import Values, request_values
 from callbackq.stores.sqlite.transaction import SQLiteTransaction
 
-__all__ = ["store"]
+__all__ = ["store", "stored_of"]
 
 
 @define
@@ -77,6 +77,11 @@ def store(
     transaction.run_many("add_request", callbacks)
     transaction.run_many("set_tail", ({"queue": queue.key, "tail": queue.tail} for queue in queues.values()))
     return statuses
+
+
+def stored_of(transaction: SQLiteTransaction, ids: Iterable[str]) -> set[str]:
+    """Tell which of these ids are stored."""
+    return {id for id in ids if transaction.value("callback_of_id", id=id) is not None}
 
 
 def _find(transaction: SQLiteTransaction, id: str) -> CallbackStatus | None:

