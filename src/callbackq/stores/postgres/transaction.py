@@ -95,7 +95,7 @@ class PostgreSQLTransaction(Transaction):
         return self._execute(name, {value: [row[value] for row in given] for value in names}).rowcount
 
     def rows_to_change(self, ids: Iterable[str]) -> dict[str, CallbackRow]:
-        return {row[1]: CallbackRow(*row) for row in self.all("callbacks", ids=list(ids))}
+        return {row[1]: CallbackRow(*row).mended() for row in self.all("callbacks", ids=list(ids))}
 
     def lock_queues(self, queues: Iterable[Key], *, patiently: bool = False) -> set[Key]:
         wanted = set(queues)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-__all__ = ["earlier", "instant", "later", "microseconds", "span"]
+__all__ = ["LAST_US", "earlier", "instant", "later", "microseconds", "span"]
 
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
-_LAST_US: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+LAST_US: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 
 _MOST_US: Final = 2**62
 
@@ -37,4 +37,4 @@ def earlier(now_us: int, span_: timedelta) -> int:
 
 def later(now_us: int, delay: timedelta) -> int:
     """Add a duration; what would lie beyond the calendar lies at its end."""
-    return min(now_us + span(delay), _LAST_US)
+    return min(now_us + span(delay), LAST_US)

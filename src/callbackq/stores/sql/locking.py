@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 from attrs import evolve
 
 from callbackq.core.lifecycle import Action, Effect, Transition, apply_action
 from callbackq.core.models import CallbackLock, CallbackState, CallbackStatus
+from callbackq.core.validation import check_callback_id
 from callbackq.dataaccess import Acquired, AttemptRecord
 from callbackq.errors import CallbackNotFoundError, LockLostError
 from callbackq.stores.sql.changes import Changes
@@ -29,6 +31,8 @@ from callbackq.stores.sql.transaction import Transaction
 
 __all__ = ["Claim", "Take", "acquired", "act", "claim", "end_locks", "releases"]
 
+_LOG: Final = logging.getLogger("callbackq.stores")
+
 Claim = tuple[CallbackRow, Sequence[Any]]
 """A callback that was locked, and its request's columns."""
 
@@ -47,16 +51,28 @@ def claim(transaction: Transaction, now: int, *, limit: int, take: Take) -> list
         changes = Changes(now)
         heads = transaction.all("due_heads", now=now, limit=limit - len(claims))
         requests = {head[0]: head[ROW_COLUMNS:] for head in heads}
-        found = [CallbackRow(*head[:ROW_COLUMNS]) for head in heads]
+        found = [CallbackRow(*head[:ROW_COLUMNS]).mended() for head in heads]
+        found = [row for row in found if _has_an_id(transaction, row, now)]
         free = [row for row in found if row.state == WAITING or _is_free_again(row, changes)]
         if free:
             take(free)
         changes.write(transaction)
         claims += [(row, requests[row.callback]) for row in free]
-        if len(free) == len(found):
+        if len(free) == len(heads):
             break
         # Some ended with their locks, and those behind them may be due.
     return claims
+
+
+def _has_an_id(transaction: Transaction, row: CallbackRow, now: int) -> bool:
+    """Set a callback aside that can't even be named: it fails, and nobody else waits for it."""
+    if not any(check_callback_id(row.id)):
+        return True
+    transaction.run("set_aside", {"callback": row.callback, "now": now})
+    _LOG.error("a callback whose id can't be read has failed: it was changed by another program, or its disk has")
+    if row.queue is not None:
+        transaction.run_many("open_queue", [{"queue": row.queue, "sequence": 0, "now": now}])
+    return False
 
 
 def _is_free_again(row: CallbackRow, changes: Changes) -> bool:
@@ -78,7 +94,7 @@ def acquired(claim: Claim) -> Acquired:
     row, request = claim
     return Acquired(
         id=row.id,
-        request=read_request(request),
+        request=None if row.is_damaged else read_request(request),
         queue_id=request[0] or "",
         sequence=row.sequence,
         lock=CallbackLock(
@@ -166,7 +182,7 @@ def _repeat_or_keep_late(
     if lock is None:
         # The callback that was locked has been purged, and its id used again.
         return lost
-    if lock[0] is not None:
+    if lock[0] in range(len(STATES)):
         return Transition(state=STATES[lock[0]])
     if record.attempt is not None:
         attempt = evolve(record.attempt, late=True)

@@ -26,7 +26,7 @@ def find(transaction: Transaction, id: str) -> CallbackRow:
     row = None if any(check_callback_id(id)) else transaction.one("callback", id=id)
     if row is None:
         raise CallbackNotFoundError(id)
-    return CallbackRow(*row)
+    return CallbackRow(*row).mended()
 
 
 def status_of(transaction: Transaction, callback: int | str) -> CallbackStatus:

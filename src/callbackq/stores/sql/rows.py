@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import lru_cache
+from types import NoneType
 from typing import Any, Final, Literal
 
 from attrs import define, fields
@@ -27,7 +28,7 @@ from callbackq.core.models import (
     RetryPhase,
 )
 from callbackq.errors import DataAccessError
-from callbackq.stores.sql.instants import instant, microseconds, span
+from callbackq.stores.sql.instants import LAST_US, instant, microseconds, span
 
 __all__ = [
     "LOCKED",
@@ -73,6 +74,22 @@ def code_of(state: CallbackState) -> int:
     return STATES.index(state)
 
 
+_HIGHEST: Final = 2**62
+_NUMBERS: Final = {
+    "sequence": (1, _HIGHEST, 1),
+    "state": (0, len(STATES) - 1, WAITING),
+    "is_head": (0, 1, 0),
+    "token": (0, _HIGHEST, 0),
+    "attempts_made": (0, _HIGHEST, 0),
+    "abandoned": (0, _HIGHEST, 0),
+    "holds": (0, 1, 0),
+    "cancel_requested": (0, 1, 0),
+    "accepted_late": (0, 1, 0),
+}
+"""Columns of whole numbers: the least, the most, and what to go on with when the column holds anything else."""
+_INSTANTS: Final = ("due", "acquired", "finished")
+
+
 @define(slots=False)
 class CallbackRow:
     """
@@ -98,6 +115,26 @@ class CallbackRow:
     accepted_late: int
     finished: int | None
     failed_reason: str | None
+    is_damaged: bool = False
+    """Somebody else has written what we never would. What is sent under it would be a guess, so it must fail."""
+
+    def mended(self) -> CallbackRow:
+        """Put something to go on with in place of what can't be ours; most rows are as they should be."""
+        values: dict[str, object] = vars(self)
+        wrong: dict[str, object] = {}
+        for name, (least, most, instead) in _NUMBERS.items():
+            number = values[name]
+            if type(number) is not int or not least <= number <= most:
+                wrong[name] = instead
+        for name in _INSTANTS:
+            moment = values[name]
+            if moment is not None and (type(moment) is not int or not -_HIGHEST <= moment <= LAST_US):
+                wrong[name] = 0
+        wrong |= {name: None for name in ("machine", "failed_reason") if type(values[name]) not in (str, NoneType)}
+        if wrong:
+            values |= wrong
+            self.is_damaged = True
+        return self
 
     def owes_an_opening(self) -> bool:
         """Whether it has ended while its queue could not be locked, so that the next is still to be its head."""
@@ -108,7 +145,7 @@ class CallbackRow:
         self.token, self.acquired, self.due, self.machine = token, acquired, timeout, machine_name
 
 
-ROW_COLUMNS: Final = len(fields(CallbackRow))
+ROW_COLUMNS: Final = len(fields(CallbackRow)) - 1
 """How many columns of a statement that gives more make up the row."""
 
 

@@ -8,7 +8,7 @@
 CREATE TABLE callbackq_store (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     schema_version INTEGER NOT NULL,
-    token INTEGER NOT NULL,
+    token INTEGER NOT NULL CHECK (typeof(token) = 'integer'),
     boot_id TEXT NOT NULL,
     offset_us INTEGER,
     latest INTEGER NOT NULL
@@ -20,7 +20,7 @@ INSERT INTO callbackq_store VALUES (1, 0, 0, '', NULL, 0);
 CREATE TABLE callbackq_queues (
     queue INTEGER PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
-    tail INTEGER NOT NULL
+    tail INTEGER NOT NULL CHECK (typeof(tail) = 'integer')
 );
 
 -- One row a callback, kept narrow, because a claim and a result rewrite it: whatever is written once lies elsewhere.
@@ -48,7 +48,17 @@ CREATE TABLE callbackq_callbacks (
     accepted_late INTEGER NOT NULL DEFAULT 0,
     finished INTEGER,
     failed_reason TEXT,
-    machine TEXT
+    machine TEXT,
+    -- What other programs may not write. What gets there all the same, each row is mended of (rows.py).
+    CHECK (
+        typeof(id) = 'text' AND typeof(sequence) = 'integer' AND typeof(token) = 'integer'
+        AND typeof(attempts_made) = 'integer' AND typeof(abandoned) = 'integer'
+        AND state IN (0, 1, 2, 3, 4) AND is_head IN (0, 1) AND holds IN (0, 1)
+        AND cancel_requested IN (0, 1) AND accepted_late IN (0, 1)
+        AND typeof(queue) IN ('integer', 'null') AND typeof(due) IN ('integer', 'null')
+        AND typeof(acquired) IN ('integer', 'null') AND typeof(finished) IN ('integer', 'null')
+        AND typeof(failed_reason) IN ('text', 'null') AND typeof(machine) IN ('text', 'null')
+    )
 );
 
 -- What a claim reads: heads that are due and heads whose lock has timed out, in one range, however long the backlog.

@@ -32,6 +32,11 @@ UPDATE callbackq_store SET boot_id = :boot_id, offset_us = :offset_us, latest = 
 -- callbackq_locked, which holds nothing but locked callbacks. The planner would not come upon it by itself.
 UPDATE callbackq_callbacks INDEXED BY callbackq_locked SET due = min(due, :now) WHERE state = 1;
 
+-- name: end_impossible_waits
+-- callbackq_heads, from the end of the calendar on: what no clock reaches, and what is no number at all. Nothing, unless
+-- somebody else has written there.
+UPDATE callbackq_callbacks SET due = 0 WHERE is_head = 1 AND due > 253402300799999999;
+
 -- name: end_all_leases
 -- All of the table, which holds what is owed, and who was written to of late, at the first opening of a boot.
 UPDATE callbackq_mailings SET due = min(due, :now) WHERE token <> 0;
@@ -130,7 +135,7 @@ LIMIT :limit;
 
 -- name: next_due
 -- callbackq_heads, first entry.
-SELECT due FROM callbackq_callbacks WHERE is_head = 1 AND due IS NOT NULL ORDER BY due LIMIT 1;
+SELECT due FROM callbackq_callbacks WHERE is_head = 1 AND due <= 253402300799999999 ORDER BY due LIMIT 1;
 
 -- name: due_heads
 -- callbackq_heads from its beginning, then all by key: reads as many entries as it returns.
@@ -143,6 +148,12 @@ LEFT JOIN callbackq_queues AS q ON q.queue = c.queue
 WHERE c.is_head = 1 AND c.due <= :now
 ORDER BY c.due
 LIMIT :limit;
+
+-- name: set_aside
+-- By key.
+UPDATE callbackq_callbacks
+SET state = 3, is_head = 0, due = NULL, finished = :now, failed_reason = 'undecodable', holds = 0
+WHERE callback = :callback;
 
 -- name: draw_tokens
 -- By key, one row. The instant goes along because the row is written anyway.

@@ -316,6 +316,7 @@ class SQLiteDataAccess(
 
     def _prepare(self, transaction: SQLiteTransaction) -> None:
         """Follow the time line of this boot, or begin one."""
+        transaction.run("end_impossible_waits", {})
         _, boot_id, offset_us, latest_us = transaction.all("store")[0]
         # Machines that share a file share no boot, and so no clock but wall time.
         present_boot = self._clock.boot_id() if self._is_local else ""

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from attrs import define
 
 from callbackq.core.models import CallbackRequest, CallbackStatus
-from callbackq.errors import ConflictError
+from callbackq.errors import ConflictError, DataAccessError
 from callbackq.stores.sql.instants import instant
 from callbackq.stores.sql.reading import status_of
 from callbackq.stores.sql.rows import Values, request_values
@@ -104,6 +104,8 @@ def _join(transaction: SQLiteTransaction, queues: dict[str, _Queue], name: str, 
         row = transaction.one("queue", name=name)
         queue = _Queue(*row) if row else _Queue(transaction.add("add_queue", {"name": name}), 0, None)
         queues[name] = queue
+    if type(queue.tail) is not int:
+        raise DataAccessError("a row of callbackq_queues is damaged: restore a backup, or correct its tail")
     queue.tail += 1
     head = queue.head
     queue.head = head or id

@@ -37,7 +37,7 @@ class SQLiteTransaction(Transaction):
 
     def rows_to_change(self, ids: Iterable[str]) -> dict[str, CallbackRow]:
         found = (self.one("callback", id=id) for id in ids)
-        return {row[1]: CallbackRow(*row) for row in found if row is not None}
+        return {row[1]: CallbackRow(*row).mended() for row in found if row is not None}
 
     def join_tail(self, row: CallbackRow) -> bool:
         (queue,) = self.all("queue_tail", queue=row.queue)
