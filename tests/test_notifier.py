@@ -168,7 +168,7 @@ def test_the_email_says_which_callback_failed_how_and_what_to_do(post_office: Po
 
     message = sent(post_office, mailbox, a_notice(), clock=clock)
 
-    assert message["Subject"] == "callbackq: callback 'callback-1' could not be delivered"
+    assert message["Subject"] == "callbackq: a callback could not be delivered"
     assert message["From"] == SENDER
     assert message["To"] == ADDRESS
     assert parsedate_to_datetime(message["Date"]) == clock.now()
@@ -264,7 +264,7 @@ def test_the_email_about_many_lists_the_first_and_counts_all(post_office: PostOf
 
     message = sent(post_office, mailbox, a_notice(*callbacks, count=9999, unlisted=9996))
 
-    assert message["Subject"] == "callbackq: 9999 callbacks of queue 'orders' could not be delivered"
+    assert message["Subject"] == "callbackq: 9999 callbacks could not be delivered"
     assert (message["From"], message["To"]) == (SENDER, ADDRESS)
     assert text_of(message).splitlines() == [
         "Callbacks could not be delivered.",
@@ -332,7 +332,7 @@ def test_one_callback_that_failed_twice_is_an_email_about_two_failures(
 ) -> None:
     message = sent(post_office, mailbox, a_notice(count=2))
 
-    assert "2 callbacks of queue 'orders'" in message["Subject"]
+    assert "2 callbacks" in message["Subject"]
     assert "more." not in text_of(message)
 
 
@@ -409,14 +409,14 @@ def test_ids_of_many_can_add_no_header_line_or_recipient(post_office: PostOffice
     assert (envelope.mail_from, envelope.rcpt_tos) == (SENDER, [ADDRESS])
     assert message["Bcc"] is None
     assert len(message.keys()) == 9
-    assert message["Subject"] == f"callbackq: 2 callbacks of queue {NASTY!r} could not be delivered"
+    assert message["Subject"] == "callbackq: 2 callbacks could not be delivered"
     assert not re.search(r"[^\n -~]", message["Subject"] + text_of(message))
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=255)
 
 
-def test_an_id_always_arrives_as_it_is_in_subject_and_text(post_office: PostOffice, mailbox: Mailbox) -> None:
+def test_an_id_always_arrives_as_it_is_in_the_text_and_never_in_the_subject(post_office: PostOffice, mailbox: Mailbox) -> None:
     notifier = a_notifier(post_office.open(mailbox))
 
     @settings(max_examples=60, deadline=None, database=None)
@@ -426,7 +426,7 @@ def test_an_id_always_arrives_as_it_is_in_subject_and_text(post_office: PostOffi
         notifier.notify(a_notice(smuggle(a_failed_callback(), "id", id)))
 
         [message] = mailbox.messages
-        assert message["Subject"] == f"callbackq: callback {id!r} could not be delivered"
+        assert message["Subject"] == "callbackq: a callback could not be delivered"
         assert f"Callback:      {id!r}\n" in text_of(message)
         assert mailbox.envelopes[0].content.isascii()  # type: ignore[union-attr]
 

@@ -311,7 +311,8 @@ class Engine:
         if acquired.request is None or slot.ends_unsent is not None:
             self.recorder.record(slot)
             return
-        slot.host = acquired.request.target.origin
+        # Not its origin: one host must not get the slots of several by its ports.
+        slot.host = acquired.request.target.host
         slot.delivery = Delivery(
             callback_id=acquired.id,
             request=acquired.request,
@@ -334,8 +335,11 @@ class Engine:
         assert delivery is not None  # noqa: S101 - whoever is admitted has one
         try:
             self.sender.submit(delivery, lambda outcome: self.inbox.put((slot, delivery, outcome)))
-        except Exception as error:
-            # A user's transport; the callback must not stay locked without anybody working on it.
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            # A user's transport, or a hook of his; the callback must not stay locked without anybody working on it, nor
+            # those that were acquired with it.
             log_fault(_log, "the transport raised on submit", error)
             no_answer = self._judge.no_answer(AttemptFailure.INTERNAL, type(error).__name__)
             self.inbox.put((slot, delivery, no_answer))

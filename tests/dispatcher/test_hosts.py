@@ -90,6 +90,19 @@ def test_a_dead_hosts_backlog_does_not_keep_a_healthy_host_waiting(
     assert clock.monotonic() - began < 3
 
 
+def test_a_host_has_its_places_once_however_many_ports_it_has(
+    store: InMemoryDataAccess, clock: FakeClock, transport: HeldTransport, witness: Witness
+) -> None:
+    engine = an_engine(store, transport, clock, witness, concurrency=8, host_concurrency=2)
+    for number in range(500):
+        store.store_callback_request(to(f"dead.test:{8000 + number % 5}"))
+    healthy = store.store_callback_request(to("healthy.test")).id
+
+    drive(engine, clock, until=lambda: healthy in transport.under_way)
+
+    assert len(transport.under_way) == 3
+
+
 def test_parked_callbacks_are_delivered_when_the_host_answers_again(
     store: InMemoryDataAccess, clock: FakeClock, transport: HeldTransport, witness: Witness
 ) -> None:

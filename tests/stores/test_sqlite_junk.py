@@ -80,9 +80,7 @@ def test_a_damaged_row_holds_up_no_other_queue_and_fails_or_is_delivered(
     store.purge(finished_for=timedelta(0))
 
 
-@pytest.mark.parametrize(
-    "column", ["attempts_made", "abandoned", "sequence", "token", "state", "due", "acquired", "machine"]
-)
+@pytest.mark.parametrize("column", ["attempts_made", "abandoned", "token", "state", "acquired", "machine"])
 @pytest.mark.parametrize(
     ("on_exhausted", "follower"), [("continue", CallbackState.SUCCEEDED), ("hold", CallbackState.WAITING)]
 )
@@ -101,6 +99,17 @@ def test_a_damaged_callback_fails_as_undecodable_and_its_queue_follows_its_polic
     assert (bad.state, bad.failed_reason) == (CallbackState.FAILED, FailedReason.UNDECODABLE)
     assert store.get_callback_status("behind").state is follower
     assert "bad" not in {delivery.callback_id for delivery in transport.deliveries}
+
+
+def test_a_callback_whose_due_time_is_lost_is_due_when_the_store_is_opened(store: SQLiteDataAccess, path: Path) -> None:
+    store.store_callback_request(a_request(queue_id="queue"), id="one")
+    assert write(path, "UPDATE callbackq_callbacks SET due = 'junk'", past_all_checks=True)
+    assert store.next_due() is None
+    store.close()
+
+    assert Dispatcher(store, transport=ScriptedTransport([])).run_until_idle(timeout=LIMIT)
+
+    assert store.get_callback_status("one").success
 
 
 def test_a_callback_without_a_readable_id_is_set_aside(

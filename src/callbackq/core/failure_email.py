@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from email import charset, policy
-from email.header import Header
 from email.mime.text import MIMEText
 from email.utils import format_datetime
 from typing import Final
@@ -70,16 +69,11 @@ def compose(notice: FailureNotice, *, sender: str, date: datetime, interval: tim
         The message as it goes over the wire: ASCII, lines of at most 998 characters that end in CR LF. A second one
         from the same notice has the same Message-ID.
     """
-    # Not EmailMessage: it loses blanks when it folds a long subject that isn't ASCII (264 of 3,000 on Python 3.11.7,
-    # 131 on 3.13.0; Header none).
     utf8 = charset.Charset("utf-8")
     utf8.body_encoding = charset.QP
     text = "\n".join([*_body(notice), "", *_ending(notice, interval), ""])
     message = MIMEText(text, "plain", utf8)  # type: ignore[arg-type]  # typeshed knows only names here
-    subject = _subject(notice)
-    # A mail program would decode an id that looks like an encoded word (RFC 2047).
-    is_plain = subject.isascii() and "=?" not in subject
-    message["Subject"] = Header(subject, "us-ascii" if is_plain else "utf-8", header_name="Subject").encode()
+    message["Subject"] = _subject(notice)
     message["From"] = sender
     message["To"] = notice.email_address
     message["Date"] = format_datetime(date)
@@ -99,10 +93,9 @@ def _is_single(notice: FailureNotice) -> bool:
 
 
 def _subject(notice: FailureNotice) -> str:
-    if _is_single(notice):
-        return f"callbackq: callback {notice.callbacks[0].id!r} could not be delivered"
-    of_queue = f" of queue {notice.queue_id!r}" if notice.queue_id else ""
-    return f"callbackq: {notice.count} callbacks{of_queue} could not be delivered"
+    # Nothing that whoever stored the callbacks has written: an id can be a sentence, and a subject an advertisement.
+    what = "a callback" if _is_single(notice) else f"{notice.count} callbacks"
+    return f"callbackq: {what} could not be delivered"
 
 
 def _body(notice: FailureNotice) -> Iterator[str]:

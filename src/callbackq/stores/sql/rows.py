@@ -131,6 +131,8 @@ class CallbackRow:
             if moment is not None and (type(moment) is not int or not -_HIGHEST <= moment <= LAST_US):
                 wrong[name] = 0
         wrong |= {name: None for name in ("machine", "failed_reason") if type(values[name]) not in (str, NoneType)}
+        if type(values["queue"]) not in (int, str, NoneType):
+            wrong["queue"] = None
         if wrong:
             values |= wrong
             self.is_damaged = True
