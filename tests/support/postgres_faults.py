@@ -104,6 +104,14 @@ class CuttingProxy(Proxy):
         """
         return self._plan(Fault(_Kind.FAIL, pattern, nth, times, sqlstate))
 
+    def forget(self) -> None:
+        """Let nothing happen any more that was planned."""
+
+        async def forget() -> None:
+            self._faults_planned.clear()
+
+        self.ask(forget)
+
     def stall(self) -> None:
         """Let nothing pass any more, in either direction; connections are taken and never answered."""
         self.ask(self._stall)

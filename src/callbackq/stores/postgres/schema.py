@@ -64,7 +64,9 @@ def migrate(conninfo: str, *, schema: str = "callbackq") -> None:
         DataAccessError: the server can't be reached, or refused a right.
     """
     try:
-        with psycopg.connect(conninfo, autocommit=True, prepare_threshold=None) as connection:
+        with faults.without_password(
+            lambda: psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
+        ) as connection:
             prepare(connection, schema=schema, profile="postgres", may_migrate=True)
     except psycopg.Error as error:
         raise faults.translate(error, nothing_written=False) from error

@@ -35,7 +35,8 @@ from callbackq.errors import DataAccessError, LockLostError
 from callbackq.settings import check_collaborator
 from callbackq.stores.postgres import claiming, listing, storing
 from callbackq.stores.postgres import schema as schemas
-from callbackq.stores.postgres.database import CONNECTION_SETTINGS, Database
+from callbackq.stores.postgres.connections import Connections, OwnConnections, PoolConnections
+from callbackq.stores.postgres.database import Database
 from callbackq.stores.postgres.listener import Listener
 from callbackq.stores.postgres.transaction import PostgreSQLTransaction, Profile
 from callbackq.stores.sql import forgetting, locking, mailings, reading
@@ -79,9 +80,10 @@ class PostgreSQLDataAccess(
         schema: where the tables are; created by the first `open`.
         profile: ``"postgres"``, or ``"distributed"`` for engines that speak PostgreSQL's language but are distributed:
             without SKIP LOCKED and NOTIFY, with SERIALIZABLE transactions that are repeated.
-        connections: how many a pool of our own holds at most, that of the listener included.
-        patience: how long a call waits for a connection, or for others' transactions, before it raises
-            `TransientDataAccessError`.
+        connections: how many the store holds at most, that of the listener included; with a pool of the host's, it
+            holds that of the listener only.
+        patience: how long a call waits for a connection that other calls have, or for others' transactions, before it
+            raises `TransientDataAccessError`. For a server that can't be reached it doesn't wait.
         may_migrate: whether `open` may create and change the tables. Otherwise that is done with `migrate` or by hand.
         durability: what a commit survives as the server is set up; it can't be asked.
         clock: for tests: where time comes from instead of the server.
@@ -104,15 +106,12 @@ class PostgreSQLDataAccess(
     ) -> None:
         refuse(_faults(where, schema, profile, connections, patience, durability, clock))
         self.durability = durability
-        pool = None if isinstance(where, str) else where
         self._schema = schema
         self._is_distributed = profile == "distributed"
         self._database = Database(
-            conninfo=where if isinstance(where, str) else str(where.conninfo),
-            pool=pool,
+            connect=partial(_connections, where, most=max(connections - 1, 1), patience=patience),
             schema=schema,
             profile=profile,
-            connections=max(connections - 1, 1),
             patience=patience,
             clock=clock,
             prepare=partial(schemas.prepare, schema=schema, profile=profile, may_migrate=may_migrate),
@@ -293,7 +292,7 @@ class PostgreSQLDataAccess(
         with self._subscribing:
             self._subscribers[subscription] = wake
             if self._listener is None and not self._is_distributed:
-                self._listener = Listener(self._listening_session, channel=self._channel, wake=self.hint)
+                self._listener = Listener(self._database.connect, channel=self._channel, wake=self.hint)
 
         def unsubscribe() -> None:
             with self._subscribing:
@@ -303,9 +302,6 @@ class PostgreSQLDataAccess(
                 self._stop_listening()
 
         return unsubscribe
-
-    def _listening_session(self) -> psycopg.Connection[Any]:
-        return psycopg.connect(self._database.conninfo, **CONNECTION_SETTINGS)
 
     def _stop_listening(self) -> None:
         with self._subscribing:
@@ -338,6 +334,13 @@ class PostgreSQLDataAccess(
 
     def _shard_of(self, name: str) -> int:
         return hashlib.sha256(name.encode()).digest()[0] % _SHARDS if self._is_distributed else 0
+
+
+def _connections(where: str | ConnectionPool[Any], *, most: int, patience: timedelta) -> Connections:
+    seconds = patience.total_seconds()
+    if isinstance(where, str):
+        return OwnConnections(where, most=most, patience_seconds=seconds)
+    return PoolConnections(where, patience_seconds=seconds)
 
 
 def _channel(schema: str) -> str:

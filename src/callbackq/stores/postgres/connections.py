@@ -1,0 +1,182 @@
+"""
+Connections to the server: a few of our own, kept for the next transaction, or those of a pool that the host has.
+
+psycopg's pool is the host's choice, not ours: its threads connect again and again while the server is away, with a line
+in the log each time, and whoever wants a connection waits for all its patience without learning why.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Final, Protocol
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg_pool import ConnectionPool
+
+from callbackq.errors import DataAccessError, TransientDataAccessError
+from callbackq.stores.postgres import faults
+
+__all__ = ["Connections", "OwnConnections", "PoolConnections"]
+
+_SETTINGS: Final[dict[str, Any]] = {
+    "autocommit": True,
+    # Prepared statements belong to a session, which a pooler may change between two transactions.
+    "prepare_threshold": None,
+    "application_name": "callbackq",
+    "connect_timeout": 10,
+    # A server that vanishes without a word is noticed after half a minute, not after the system's two hours.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
+}
+
+_CONNECTIONS_OF_PARENTS: Final[list[list[psycopg.Connection[Any]]]] = []
+
+
+class Connections(Protocol):
+    """Where connections come from."""
+
+    def lend(self) -> AbstractContextManager[psycopg.Connection[Any]]:
+        """
+        Lend a connection that begins no transactions by itself.
+
+        Raises:
+            TransientDataAccessError: there is none in time.
+            DataAccessError: the server refuses us.
+        """
+        ...
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """Connect once more, for whoever keeps the connection. May raise anything."""
+        ...
+
+    def close(self) -> None:
+        """Close those that are ours. Those that are lent are closed when they come back."""
+        ...
+
+    def leave_to_parent(self) -> None:
+        """
+        Forget them in a forked process.
+
+        Raises:
+            DataAccessError: that can't be, since they are not ours.
+        """
+        ...
+
+
+class OwnConnections(Connections):
+    """
+    Connect when there is no free connection, up to a number of them.
+
+    A connection that breaks casts doubt on all that are free: the same accident has met them.
+
+    Args:
+        conninfo: where the server is.
+        most: how many connections there may be.
+        patience_seconds: how long to wait for one of them.
+    """
+
+    def __init__(self, conninfo: str, *, most: int, patience_seconds: float) -> None:
+        self._conninfo = conninfo
+        self._patience_seconds = patience_seconds
+        self._places = threading.Semaphore(most)
+        # A list's own operations are atomic: two threads never get the same connection.
+        self._free: list[psycopg.Connection[Any]] = []
+        self._is_closed = False
+        # Also when nobody closes the store: a process that ends should end its sessions, and not be told of it.
+        self._finalizer = weakref.finalize(self, _close_all, self._free, os.getpid())
+
+    @contextmanager
+    def lend(self) -> Iterator[psycopg.Connection[Any]]:
+        if not self._places.acquire(timeout=self._patience_seconds):
+            raise TransientDataAccessError(
+                "all connections of the store were in use for too long: raise its number of connections"
+            )
+        try:
+            connection = self._take()
+            try:
+                yield connection
+            finally:
+                self._give_back(connection)
+        finally:
+            self._places.release()
+
+    def connect(self) -> psycopg.Connection[Any]:
+        return faults.without_password(lambda: psycopg.connect(self._conninfo, **_SETTINGS))
+
+    def close(self) -> None:
+        self._is_closed = True
+        _close_all(self._free, os.getpid())
+
+    def leave_to_parent(self) -> None:
+        # The sessions are the parent's: they must neither be used nor be ended here.
+        self._finalizer.detach()
+        _CONNECTIONS_OF_PARENTS.append(self._free)
+
+    def _take(self) -> psycopg.Connection[Any]:
+        try:
+            return self._free.pop()
+        except IndexError:
+            pass
+        try:
+            return self.connect()
+        except psycopg.Error as error:
+            raise faults.translate(error, nothing_written=True) from error
+
+    def _give_back(self, connection: psycopg.Connection[Any]) -> None:
+        if connection.closed or connection.info.transaction_status is not TransactionStatus.IDLE:
+            connection.close()
+            _close_all(self._free, os.getpid())
+            return
+        self._free.append(connection)
+        if self._is_closed:  # since it was lent, or since the line above
+            _close_all(self._free, os.getpid())
+
+
+class PoolConnections(Connections):
+    """Take connections from the host's pool. It is the host who opens, sizes and closes it."""
+
+    def __init__(self, pool: ConnectionPool[Any], *, patience_seconds: float) -> None:
+        self._pool = pool
+        self._patience_seconds = patience_seconds
+
+    @contextmanager
+    def lend(self) -> Iterator[psycopg.Connection[Any]]:
+        try:
+            connection = self._pool.getconn(timeout=self._patience_seconds)
+        except psycopg.Error as error:  # PoolTimeout and PoolClosed among them
+            raise faults.translate(error, nothing_written=True) from error
+        begins_by_itself = not connection.autocommit
+        try:
+            if begins_by_itself:
+                connection.autocommit = True
+            yield connection
+        finally:
+            if begins_by_itself and connection.info.transaction_status is TransactionStatus.IDLE:
+                connection.autocommit = False
+            self._pool.putconn(connection)
+
+    def connect(self) -> psycopg.Connection[Any]:
+        pool = self._pool
+        kwargs = pool.kwargs() if callable(pool.kwargs) else pool.kwargs
+        conninfo = pool.conninfo() if callable(pool.conninfo) else pool.conninfo
+        settings = {**_SETTINGS, **(kwargs or {}), "autocommit": True}
+        return faults.without_password(lambda: pool.connection_class.connect(conninfo, **settings))
+
+    def close(self) -> None:
+        pass
+
+    def leave_to_parent(self) -> None:
+        raise DataAccessError("a pool can't be used in a forked process: make another pool and store there")
+
+
+def _close_all(connections: list[psycopg.Connection[Any]], pid: int) -> None:
+    # A forked process that ends finds its parent's connections here, too.
+    while connections and pid == os.getpid():
+        connections.pop().close()
