@@ -53,6 +53,13 @@ def migrated(postgres: PostgreSQL) -> Iterator[str]:
 
 
 @pytest.fixture
+def migrated_database(postgres: PostgreSQL, migrated: str) -> Iterator[str]:
+    """The name of a fresh database with the store's tables."""
+    with postgres.database(migrated) as name:
+        yield name
+
+
+@pytest.fixture
 def start_postgres(request: pytest.FixtureRequest) -> Iterator[Callable[..., PostgreSQLServer]]:
     """Start a server to stop, kill or copy; it and its standbys are gone at the end of the test."""
     from support.postgres import EXTERNAL

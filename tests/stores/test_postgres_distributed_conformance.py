@@ -1,4 +1,4 @@
-"""The PostgreSQL store keeps every promise in the way it works on distributed engines, too, while others are in the way."""
+"""The PostgreSQL store keeps every promise also as distributed engines want it, while others are in the way."""
 
 from __future__ import annotations
 

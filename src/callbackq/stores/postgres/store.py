@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -31,13 +30,13 @@ from callbackq.dataaccess import (
     check_arguments,
     ids_for,
 )
-from callbackq.errors import DataAccessError, LockLostError
+from callbackq.errors import DataAccessError, LockLostError, TransientDataAccessError
 from callbackq.settings import check_collaborator
 from callbackq.stores.postgres import claiming, listing, storing
 from callbackq.stores.postgres import schema as schemas
 from callbackq.stores.postgres.connections import Connections, OwnConnections, PoolConnections
 from callbackq.stores.postgres.database import Database
-from callbackq.stores.postgres.listener import Listener
+from callbackq.stores.postgres.listener import Hints
 from callbackq.stores.postgres.transaction import PostgreSQLTransaction, Profile
 from callbackq.stores.sql import forgetting, locking, mailings, reading
 from callbackq.stores.sql.instants import instant
@@ -118,10 +117,8 @@ class PostgreSQLDataAccess(
         )
         self._channel = _channel(schema)
         self._mark = claiming.Mark()
-        self._subscribers: dict[object, Callable[[], None]] = {}
-        self._listener: Listener | None = None
-        # Two subscriptions at the same time would start two listeners.
-        self._subscribing = threading.Lock()
+        self._unsure: list[locking.Claim] = []
+        self._hints = Hints(self._database.connect, channel=None if self._is_distributed else self._channel)
 
     def __repr__(self) -> str:
         return f"<PostgreSQLDataAccess, schema {self._schema}>"
@@ -130,7 +127,7 @@ class PostgreSQLDataAccess(
         self._database.open()
 
     def close(self) -> None:
-        self._stop_listening()
+        self._hints.stop_listening()
         self._database.close()
 
     def now(self) -> datetime:
@@ -155,8 +152,7 @@ class PostgreSQLDataAccess(
 
     def hint(self) -> None:
         # Others have heard by the commit itself.
-        for wake in tuple(self._subscribers.values()):
-            wake()
+        self._hints.tell()
 
     def _store(
         self, requests: Sequence[tuple[str | None, CallbackRequest]], connection: psycopg.Connection[Any] | None
@@ -187,6 +183,7 @@ class PostgreSQLDataAccess(
 
     def acquire_locks(self, machine_name: str, *, lock_timeout: timedelta, limit: int) -> list[Acquired]:
         check_arguments(machine_name=machine_name, lock_timeout=lock_timeout, limit=limit)
+        self._give_back_unsure()
         due, now, mark = self._look()
         if due is None or due > now:
             return []
@@ -209,7 +206,32 @@ class PostgreSQLDataAccess(
         return self._claim(claim, candidates=random.sample(candidates, min(limit, len(candidates))))
 
     def _claim(self, claim: _Claim, **constants: object) -> list[locking.Claim]:
-        return self._database.write(claim, **constants)
+        claims: list[locking.Claim] = []
+
+        def noting(transaction: PostgreSQLTransaction, now: int) -> list[locking.Claim]:
+            claims[:] = claim(transaction, now)
+            return claims
+
+        try:
+            return self._database.write(noting, **constants)
+        except TransientDataAccessError:
+            raise
+        except DataAccessError:
+            self._unsure += claims
+            raise
+
+    def _give_back_unsure(self) -> None:
+        """
+        End locks that may have been committed when the line broke, and that nobody has: their queues would stand still
+        until they time out. Not handed out: whoever asks now reckons with a lock that begins now.
+        """
+        unsure, self._unsure = self._unsure, []
+        if unsure:
+            try:
+                self._database.write(partial(claiming.give_back, claims=unsure))
+            except DataAccessError:
+                self._unsure += unsure
+                raise
 
     def release_lock(self, acquired: Acquired, *, delay: timedelta = timedelta(0)) -> Transition:
         check_arguments(delay=delay)
@@ -288,26 +310,7 @@ class PostgreSQLDataAccess(
     # Hints.
 
     def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
-        subscription = object()
-        with self._subscribing:
-            self._subscribers[subscription] = wake
-            if self._listener is None and not self._is_distributed:
-                self._listener = Listener(self._database.connect, channel=self._channel, wake=self.hint)
-
-        def unsubscribe() -> None:
-            with self._subscribing:
-                self._subscribers.pop(subscription, None)
-                is_last = not self._subscribers
-            if is_last:
-                self._stop_listening()
-
-        return unsubscribe
-
-    def _stop_listening(self) -> None:
-        with self._subscribing:
-            listener, self._listener = self._listener, None
-        if listener is not None:
-            listener.stop()
+        return self._hints.subscribe(wake)
 
     # Everyday steps.
 
