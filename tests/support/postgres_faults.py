@@ -74,10 +74,12 @@ class CuttingProxy(Proxy):
 
     Attributes:
         statements: all that clients had executed, in order, those that faults happened to included.
+        connections: how many were begun.
     """
 
     def __init__(self, target: str) -> None:
         self.statements: list[str] = []
+        self.connections = 0
         self._faults_planned: list[Fault] = []
         self._links: set[_Link] = set()
         self._flowing = asyncio.Event()
@@ -142,6 +144,7 @@ class CuttingProxy(Proxy):
         startup = await client.read_startup()
         if startup is None:
             return
+        self.connections += startup.code != CANCEL
         server = await self.connect()
         try:
             server.write(startup)

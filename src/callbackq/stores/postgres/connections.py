@@ -102,6 +102,10 @@ class OwnConnections(Connections):
             connection = self._take()
             try:
                 yield connection
+            except DataAccessError as error:
+                if faults.is_at_the_wrong_server(error.__cause__):
+                    connection.close()
+                raise
             finally:
                 self._give_back(connection)
         finally:

@@ -10,7 +10,15 @@ from psycopg_pool import PoolTimeout
 
 from callbackq.errors import DataAccessError, TransientDataAccessError
 
-__all__ = ["ConnectError", "is_taken_id", "is_undone", "passes_at_once", "translate", "without_password"]
+__all__ = [
+    "ConnectError",
+    "is_at_the_wrong_server",
+    "is_taken_id",
+    "is_undone",
+    "passes_at_once",
+    "translate",
+    "without_password",
+]
 
 _CONFLICTS: Final = frozenset(
     {
@@ -78,6 +86,11 @@ def is_undone(error: psycopg.Error) -> bool:
     Not so when the line broke, nor when somebody says that it did: a pooler, of a server that may have committed.
     """
     return not _is_lost_connection(error)
+
+
+def is_at_the_wrong_server(error: BaseException | None) -> bool:
+    """Whether a connection works that another may come in place of: to the standby that has taken over."""
+    return isinstance(error, psycopg.errors.ReadOnlySqlTransaction)
 
 
 class ConnectError(psycopg.OperationalError):
