@@ -48,13 +48,15 @@ class Run:
         """Store, as an application does that repeats with the same id what may have failed."""
         for _ in range(rounds * QUEUES):
             self._number += 1
-            request = a_request(queue_id=f"queue {self._number % QUEUES}")
-            for _ in range(1000):
-                try:
-                    self.store.store_callback_request(request, id=f"callback-{self._number}")
-                    break
-                except DataAccessError:
-                    threading.Event().wait(0.01)
+            until(self._try_to_store, "the store to work again")
+
+    def _try_to_store(self) -> bool:
+        request = a_request(queue_id=f"queue {self._number % QUEUES}")
+        try:
+            self.store.store_callback_request(request, id=f"callback-{self._number}")
+        except DataAccessError:
+            return False
+        return True
 
     def wait_until_delivered(self) -> None:
         self.witness.wait_for(EventKind.SUCCEEDED, self._number)
