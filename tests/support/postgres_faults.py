@@ -88,6 +88,11 @@ class CuttingProxy(Proxy):
         self._parked: socket.socket | None = None
         super().__init__(target)
 
+    def close(self) -> None:
+        super().close()
+        if self._parked:
+            self._parked.close()
+
     def cut_before(self, pattern: str = COMMIT, *, nth: int = 1) -> Fault:
         """Lose the connection in place of executing the statement: when it is COMMIT, nothing is committed."""
         return self._plan(Fault(_Kind.CUT_BEFORE, pattern, nth, 1))

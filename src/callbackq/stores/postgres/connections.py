@@ -7,9 +7,7 @@ in the log each time, and whoever wants a connection waits for all its patience 
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final, Protocol
@@ -36,7 +34,14 @@ _SETTINGS: Final[dict[str, Any]] = {
     "tcp_user_timeout": 30_000,
 }
 
-_CONNECTIONS_OF_PARENTS: Final[list[list[psycopg.Connection[Any]]]] = []
+
+class _Connection(psycopg.Connection[Any]):
+    """A connection that is closed without a word when it is forgotten, in the process that made it."""
+
+    def __del__(self, _warn: Any = None) -> None:
+        # The driver would warn: of a store that nobody closed before the process ended, and in a forked process of its
+        # parent's connections. Its inner object ends the session, unless this is a forked process.
+        pass
 
 
 class Connections(Protocol):
@@ -89,8 +94,6 @@ class OwnConnections(Connections):
         # A list's own operations are atomic: two threads never get the same connection.
         self._free: list[psycopg.Connection[Any]] = []
         self._is_closed = False
-        # Also when nobody closes the store: a process that ends should end its sessions, and not be told of it.
-        self._finalizer = weakref.finalize(self, _close_all, self._free, os.getpid())
 
     @contextmanager
     def lend(self) -> Iterator[psycopg.Connection[Any]]:
@@ -112,16 +115,14 @@ class OwnConnections(Connections):
             self._places.release()
 
     def connect(self) -> psycopg.Connection[Any]:
-        return faults.without_password(lambda: psycopg.connect(self._conninfo, **_SETTINGS))
+        return faults.without_password(lambda: _Connection.connect(self._conninfo, **_SETTINGS))
 
     def close(self) -> None:
         self._is_closed = True
-        _close_all(self._free, os.getpid())
+        self._close_free()
 
     def leave_to_parent(self) -> None:
-        # The sessions are the parent's: they must neither be used nor be ended here.
-        self._finalizer.detach()
-        _CONNECTIONS_OF_PARENTS.append(self._free)
+        self._free.clear()
 
     def _take(self) -> psycopg.Connection[Any]:
         try:
@@ -136,11 +137,18 @@ class OwnConnections(Connections):
     def _give_back(self, connection: psycopg.Connection[Any]) -> None:
         if connection.closed or connection.info.transaction_status is not TransactionStatus.IDLE:
             connection.close()
-            _close_all(self._free, os.getpid())
+            self._close_free()
             return
         self._free.append(connection)
         if self._is_closed:  # since it was lent, or since the line above
-            _close_all(self._free, os.getpid())
+            self._close_free()
+
+    def _close_free(self) -> None:
+        while True:
+            try:
+                self._free.pop().close()
+            except IndexError:
+                return
 
 
 class PoolConnections(Connections):
@@ -178,9 +186,3 @@ class PoolConnections(Connections):
 
     def leave_to_parent(self) -> None:
         raise DataAccessError("a pool can't be used in a forked process: make another pool and store there")
-
-
-def _close_all(connections: list[psycopg.Connection[Any]], pid: int) -> None:
-    # A forked process that ends finds its parent's connections here, too.
-    while connections and pid == os.getpid():
-        connections.pop().close()
