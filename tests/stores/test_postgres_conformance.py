@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from support.postgres_stores import PostgreSQLConformance
+from callbackq.testing import DataAccessConformance
+from support.postgres_stores import PostgreSQLHooks
 
 
-class TestPostgreSQLConformance(PostgreSQLConformance):
+class TestPostgreSQLConformance(PostgreSQLHooks, DataAccessConformance):
     profile = "postgres"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from support.postgres_stores import ConflictingConformance
+from callbackq.testing import DataAccessConformance
+from support.postgres_stores import ConflictingHooks
 
 
-class TestDistributedConformance(ConflictingConformance):
+class TestDistributedConformance(ConflictingHooks, DataAccessConformance):
     profile = "distributed"

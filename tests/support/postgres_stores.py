@@ -12,17 +12,18 @@ import pytest
 from callbackq.dataaccess import DataAccess
 from callbackq.stores.postgres import PostgreSQLDataAccess
 from callbackq.stores.postgres.transaction import Profile
-from callbackq.testing import DataAccessConformance, FakeClock
+from callbackq.testing import FakeClock
+from callbackq.testing.conformance.base import Conformance
 from support.postgres import PostgreSQL
 from support.postgres_faults import CuttingProxy
 
-__all__ = ["TABLES", "ConflictingConformance", "PostgreSQLConformance"]
+__all__ = ["TABLES", "ConflictingHooks", "PostgreSQLHooks"]
 
 TABLES = ("queues", "callbacks", "requests", "history", "mailings", "debts")
 
 
-class PostgreSQLConformance(DataAccessConformance):
-    """The suite on a database of the shared server."""
+class PostgreSQLHooks(Conformance):
+    """For the suite, or a part of it, on a database of the shared server."""
 
     profile: ClassVar[Profile]
     server: ClassVar[PostgreSQL]
@@ -65,9 +66,9 @@ class PostgreSQLConformance(DataAccessConformance):
         self.server.execute(f"ALTER DATABASE {self.database} ALLOW_CONNECTIONS {are_allowed}")
 
 
-class ConflictingConformance(PostgreSQLConformance):
+class ConflictingHooks(PostgreSQLHooks):
     """
-    The suite while others are in the way now and then, often early in a test, of whatever statement.
+    For the suite while others are in the way now and then, often early in a test, of whatever statement.
 
     Not on the application's connections: it is the application that repeats its transactions.
     """

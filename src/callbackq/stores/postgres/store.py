@@ -367,8 +367,7 @@ def _faults(
             psycopg.conninfo.conninfo_to_dict(where)
         except psycopg.ProgrammingError:
             yield "where", "must be a connection string as psycopg takes it: postgresql://host/database"
-    if not isinstance(schema, str) or not schema.isprintable() or not 1 <= len(schema.encode("utf-8", "replace")) <= 63:
-        yield "schema", "must be a name of 1 to 63 bytes without control characters"
+    yield from schemas.schema_faults(schema)
     if profile not in ("postgres", "distributed"):
         yield "profile", "must be 'postgres' or 'distributed'"
     if not isinstance(connections, int) or isinstance(connections, bool) or connections < 1:
