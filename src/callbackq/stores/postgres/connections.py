@@ -16,10 +16,11 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool
 
+from callbackq.core.validation import Fault
 from callbackq.errors import DataAccessError, TransientDataAccessError
 from callbackq.stores.postgres import faults
 
-__all__ = ["Connections", "OwnConnections", "PoolConnections"]
+__all__ = ["Connections", "OwnConnections", "PoolConnections", "conninfo_faults"]
 
 _SETTINGS: Final[dict[str, Any]] = {
     "autocommit": True,
@@ -42,6 +43,27 @@ class _Connection(psycopg.Connection[Any]):
         # The driver would warn: of a store that nobody closed before the process ended, and in a forked process of its
         # parent's connections. Its inner object ends the session, unless this is a forked process.
         pass
+
+
+def conninfo_faults(name: str, conninfo: object) -> Iterator[Fault]:
+    """Say what is wrong with an argument of that name."""
+    if not isinstance(conninfo, str) or not _is_conninfo(conninfo):
+        reason = (
+            "must be a connection string as psycopg takes it: postgresql://user:password@host/database, with special "
+            "characters of user and password in percent encoding"
+        )
+        yield name, reason
+
+
+def _is_conninfo(text: str) -> bool:
+    try:
+        parts = psycopg.conninfo.conninfo_to_dict(text)
+    except (psycopg.Error, ValueError):
+        return False
+    # A password with an @ or a / in it: the rest of it would be taken for a host or a port, and be named in errors.
+    hosts, ports = str(parts.get("host") or ""), str(parts.get("port") or "")
+    has_hosts = not any("@" in host[1:] for host in hosts.split(","))
+    return has_hosts and not ports.replace(",", "").strip("0123456789") and "\x00" not in text
 
 
 class Connections(Protocol):

@@ -10,6 +10,7 @@ import psycopg
 from callbackq.core.validation import Fault, refuse
 from callbackq.errors import DataAccessError, SchemaVersionError
 from callbackq.stores.postgres import faults
+from callbackq.stores.postgres.connections import conninfo_faults
 from callbackq.stores.postgres.transaction import Profile, with_schema
 from callbackq.stores.sql.scripts import load_migrations
 
@@ -72,11 +73,11 @@ def migrate(conninfo: str, *, schema: str = "callbackq") -> None:
         schema: where the tables are to be.
 
     Raises:
-        InvalidRequestError: the schema can't have that name.
+        InvalidRequestError: that is no connection string, or the schema can't have that name.
         SchemaVersionError: a newer release has been at work; nothing was changed.
         DataAccessError: the server can't be reached, or refused a right.
     """
-    refuse(schema_faults(schema))
+    refuse([*conninfo_faults("conninfo", conninfo), *schema_faults(schema)])
     try:
         with faults.without_password(
             lambda: psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)

@@ -16,7 +16,7 @@ from psycopg_pool import ConnectionPool
 from callbackq.clock import Clock
 from callbackq.core.lifecycle import Action, Transition
 from callbackq.core.models import CallbackAttempt, CallbackRequest, CallbackState, CallbackStatus
-from callbackq.core.validation import Fault, refuse
+from callbackq.core.validation import Fault, check_bool, refuse
 from callbackq.dataaccess import (
     Acquired,
     AttemptRecord,
@@ -34,7 +34,7 @@ from callbackq.errors import DataAccessError, LockLostError, TransientDataAccess
 from callbackq.settings import check_collaborator
 from callbackq.stores.postgres import claiming, listing, storing
 from callbackq.stores.postgres import schema as schemas
-from callbackq.stores.postgres.connections import Connections, OwnConnections, PoolConnections
+from callbackq.stores.postgres.connections import Connections, OwnConnections, PoolConnections, conninfo_faults
 from callbackq.stores.postgres.database import Database
 from callbackq.stores.postgres.listener import Hints
 from callbackq.stores.postgres.transaction import PostgreSQLTransaction, Profile
@@ -103,7 +103,7 @@ class PostgreSQLDataAccess(
         durability: Durability = Durability.POWER,
         clock: Clock | None = None,
     ) -> None:
-        refuse(_faults(where, schema, profile, connections, patience, durability, clock))
+        refuse(_faults(where, schema, profile, connections, patience, may_migrate, durability, clock))
         self.durability = durability
         self._schema = schema
         self._is_distributed = profile == "distributed"
@@ -357,16 +357,14 @@ def _faults(
     profile: object,
     connections: object,
     patience: object,
+    may_migrate: object,
     durability: object,
     clock: object,
 ) -> Iterator[Fault]:
-    if not isinstance(where, (str, ConnectionPool)):
-        yield "where", "must be a connection string or a psycopg_pool.ConnectionPool"
     if isinstance(where, str):
-        try:
-            psycopg.conninfo.conninfo_to_dict(where)
-        except psycopg.ProgrammingError:
-            yield "where", "must be a connection string as psycopg takes it: postgresql://host/database"
+        yield from conninfo_faults("where", where)
+    elif not isinstance(where, ConnectionPool):
+        yield "where", "must be a connection string or a psycopg_pool.ConnectionPool"
     yield from schemas.schema_faults(schema)
     if profile not in ("postgres", "distributed"):
         yield "profile", "must be 'postgres' or 'distributed'"
@@ -374,6 +372,7 @@ def _faults(
         yield "connections", "must be a whole number, at least 1"
     if not isinstance(patience, timedelta) or not timedelta(0) < patience <= _LONGEST_PATIENCE:
         yield "patience", f"must be a timedelta, longer than nothing and at most {_LONGEST_PATIENCE}"
+    yield from (("may_migrate", reason) for _, reason in check_bool(may_migrate))
     if not isinstance(durability, Durability):
         yield "durability", "must be a Durability"
     if clock is not None:
