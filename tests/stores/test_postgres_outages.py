@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 
 import pytest
@@ -164,6 +164,24 @@ def test_a_server_that_is_away_is_told_at_once_and_in_few_lines(
         store.store_callback_request(a_request())
 
     assert lines(caplog) == []
+
+
+def test_one_lost_connection_is_reason_enough_to_use_none_of_the_others(
+    postgres: PostgreSQL, migrated_database: str
+) -> None:
+    with (
+        CuttingProxy(postgres.conninfo(migrated_database)) as proxy,
+        PostgreSQLDataAccess(proxy.conninfo, connections=31) as store,
+    ):
+        with ExitStack() as lent:
+            for _ in range(30):
+                lent.enter_context(store._database._connection())
+        before = proxy.connections
+        proxy.cut_all()
+
+        assert store.now()
+
+        assert proxy.connections == before + 1
 
 
 def test_calls_wait_for_each_others_connections_for_all_their_patience(
