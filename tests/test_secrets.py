@@ -42,6 +42,7 @@ from callbackq import (
 from callbackq.core.models import CHECKS, Headers
 from callbackq.errors import InvalidRequestError, SignatureError
 from callbackq.signing import verify
+from callbackq.stores.postgres import PostgreSQLDataAccess
 from callbackq.testing import ScriptedTransport
 from support.canaries import ALL_CANARIES, HOSTILE_ID, Watch, canary, chain_of, text_of
 
@@ -57,7 +58,7 @@ SECRET = {
     "dataaccess.Notification": ["email_address"],
     "signing.keys._SharedSecret": ["_secret"],
     "stores.memory._Mailing": ["email_address"],
-    "stores.sqlite.changes.Changes": ["_history", "_opened", "_owed"],
+    "stores.sql.changes.Changes": ["_history", "_owed"],
     "transport.request.RequestWriter": ["queue_key"],
 }
 """Fields that hold what no display may show. (Of a URL all but its origin.)"""
@@ -77,7 +78,7 @@ SHOWN = {
     "signing.verifier.Verified": ["id"],
     "stores.memory._Callback": ["id"],
     "stores.memory._Mailing": ["queue_id"],
-    "stores.sqlite.rows.CallbackRow": ["id", "machine", "failed_reason"],
+    "stores.sql.rows.CallbackRow": ["callback", "id", "queue", "machine", "failed_reason"],
     "stores.sqlite.storing._Queue": ["head"],
     "testing.history.Arrival": ["callback_id", "queue_id"],
     "testing.history.Violation": ["callback_id", "detail"],
@@ -97,6 +98,7 @@ OURS = {
     "core.url.Target": ["scheme", "host"],
     "dispatcher.Health": ["state"],
     "events.ObservedEvent": ["detail"],
+    "stores.postgres.transaction.Statement": ["text", "values"],
     "targets.TargetPolicy": ["allow", "deny"],
     "testing.history.Violation": ["rule"],
     "transport.request.RequestWriter": ["user_agent"],
@@ -232,12 +234,25 @@ VALID: Mapping[Any, Mapping[str, Any]] = {
     SMTPNotifier: {"host": "mail.example", "sender": "a@b.example", "username": "a", "password": "b"},
     Signer: {"secrets": b"s" * 32},
     SQLiteDataAccess: {"path": "never-made.db"},
+    PostgreSQLDataAccess: {"where": "host=/never-made"},
     InMemoryDataAccess: {},
     Dispatcher: {"data_access": InMemoryDataAccess(), "transport": ScriptedTransport()},
 }
 """What a host builds, and the least it takes."""
 
-NAMES = ("id", "queue_id", "application_id", "blocked_by", "machine_name", "path", "host", "allow", "deny", "detail")
+NAMES = (
+    "id",
+    "queue_id",
+    "application_id",
+    "blocked_by",
+    "machine_name",
+    "path",
+    "schema",
+    "host",
+    "allow",
+    "deny",
+    "detail",
+)
 """What is shown once it was accepted: names, and the words that a transport vouches for."""
 
 

@@ -74,10 +74,12 @@ class CuttingProxy(Proxy):
 
     Attributes:
         statements: all that clients had executed, in order, those that faults happened to included.
+        connections: how many were begun.
     """
 
     def __init__(self, target: str) -> None:
         self.statements: list[str] = []
+        self.connections = 0
         self._faults_planned: list[Fault] = []
         self._links: set[_Link] = set()
         self._flowing = asyncio.Event()
@@ -85,6 +87,11 @@ class CuttingProxy(Proxy):
         self._refusal: str | None = None
         self._parked: socket.socket | None = None
         super().__init__(target)
+
+    def close(self) -> None:
+        super().close()
+        if self._parked:
+            self._parked.close()
 
     def cut_before(self, pattern: str = COMMIT, *, nth: int = 1) -> Fault:
         """Lose the connection in place of executing the statement: when it is COMMIT, nothing is committed."""
@@ -103,6 +110,14 @@ class CuttingProxy(Proxy):
         end the connection.
         """
         return self._plan(Fault(_Kind.FAIL, pattern, nth, times, sqlstate))
+
+    def forget(self) -> None:
+        """Let nothing happen any more that was planned."""
+
+        async def forget() -> None:
+            self._faults_planned.clear()
+
+        self.ask(forget)
 
     def stall(self) -> None:
         """Let nothing pass any more, in either direction; connections are taken and never answered."""
@@ -134,6 +149,7 @@ class CuttingProxy(Proxy):
         startup = await client.read_startup()
         if startup is None:
             return
+        self.connections += startup.code != CANCEL
         server = await self.connect()
         try:
             server.write(startup)

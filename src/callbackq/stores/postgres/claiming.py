@@ -10,9 +10,9 @@ from attrs import define
 from callbackq.stores.postgres.transaction import PostgreSQLTransaction
 from callbackq.stores.sql import locking
 from callbackq.stores.sql.instants import later
-from callbackq.stores.sql.rows import CallbackRow
+from callbackq.stores.sql.rows import LOCKED, CallbackRow
 
-__all__ = ["Mark", "claim"]
+__all__ = ["Mark", "claim", "give_back"]
 
 _LAG_US: Final = 1_000_000
 _LEAST_REST_US: Final = 1_000_000
@@ -34,6 +34,26 @@ def claim(
         transaction.run_many("lock", [vars(row) for row in rows])
 
     return locking.claim(transaction, now, limit=limit, take=take)
+
+
+def give_back(transaction: PostgreSQLTransaction, now: int, *, claims: list[locking.Claim]) -> None:
+    """
+    End the locks of claims that nobody was given, if they were committed at all.
+
+    More than the token is compared: a claim that was undone may have drawn the same as another after it.
+    """
+    rows = transaction.rows_to_change(row.id for row, _ in claims)
+    held = [locking.acquired(claim) for claim in claims if _is_held(claim[0], rows.get(claim[0].id))]
+    locking.end_locks(transaction, now, locking.releases((one, timedelta(0)) for one in held), released=True)
+
+
+def _is_held(claimed: CallbackRow, found: CallbackRow | None) -> bool:
+    return (
+        found is not None
+        and found.state == LOCKED
+        and (found.token, found.acquired, found.due, found.machine)
+        == (claimed.token, claimed.acquired, claimed.due, claimed.machine)
+    )
 
 
 @define

@@ -16,36 +16,22 @@ from typing import Any, Final, TypeVar, cast
 
 import psycopg
 from psycopg.pq import TransactionStatus
-from psycopg_pool import ConnectionPool
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from callbackq.clock import Clock
 from callbackq.errors import DataAccessError, InvalidRequestError, TransientDataAccessError
 from callbackq.stores.postgres import faults
+from callbackq.stores.postgres.connections import Connections
 from callbackq.stores.postgres.transaction import PostgreSQLTransaction, Profile, Statement, load
 from callbackq.stores.sql.instants import microseconds
 
-__all__ = ["CONNECTION_SETTINGS", "Database", "Enlisted"]
+__all__ = ["Database", "Enlisted"]
 
 _T = TypeVar("_T")
-
-CONNECTION_SETTINGS: Final[dict[str, Any]] = {
-    "autocommit": True,
-    # Prepared statements belong to a session, which a pooler may change between two transactions.
-    "prepare_threshold": None,
-    "application_name": "callbackq",
-    "connect_timeout": 10,
-    # A server that vanishes without a word is noticed after half a minute, not after the system's two hours.
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "keepalives_count": 4,
-    "tcp_user_timeout": 30_000,
-}
 
 _TRIES: Final = 10
 # Where the time of a clock for tests begins: no wall time, which such a clock steps.
 _TEST_ERA_US: Final = microseconds(datetime(2026, 1, 1, tzinfo=UTC))
-_POOLS_OF_PARENTS: Final[list[ConnectionPool[Any]]] = []
 _BEGIN: Final[dict[Profile, str]] = {
     "postgres": "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {patience}; ",
     "distributed": "BEGIN ISOLATION LEVEL SERIALIZABLE; ",
@@ -57,12 +43,10 @@ class Database:
     Run operations in transactions.
 
     Args:
-        conninfo: where the server is.
-        pool: connections to use instead of a pool of our own, which are then the host's to close.
+        connect: makes where connections come from; called again after a close, and in a forked process.
         schema: where our tables are.
         profile: what the server understands.
-        connections: how many a pool of our own holds at most.
-        patience: how long to wait for a connection, or for other transactions.
+        patience: how long to wait for other transactions.
         clock: where time comes from; ``None`` for the server's.
         prepare: called once, before the first transaction.
     """
@@ -70,19 +54,14 @@ class Database:
     def __init__(
         self,
         *,
-        conninfo: str,
-        pool: ConnectionPool[Any] | None,
+        connect: Callable[[], Connections],
         schema: str,
         profile: Profile,
-        connections: int,
         patience: timedelta,
         clock: Clock | None,
         prepare: Callable[[psycopg.Connection[Any]], None],
     ) -> None:
-        self.conninfo = conninfo
-        self._given_pool = pool
-        self.profile = profile
-        self._connections = connections
+        self._connect = connect
         self.patience_ms = max(patience // timedelta(milliseconds=1), 1)
         self._clock = clock
         self._prepare = prepare
@@ -91,47 +70,42 @@ class Database:
         self._forget()
 
     def _forget(self) -> None:
-        self._pool: ConnectionPool[Any] | None = None
+        self._connections: Connections | None = None
         self._is_prepared = False
-        # Two threads that open at the same time would leave one of two pools behind.
+        # Two threads that open at the same time would leave the connections of one behind.
         self._opening = threading.Lock()
         self._pid = os.getpid()
 
     def open(self) -> None:
         """Connect, and prepare the database, unless that has been done."""
-        self._open_pool()
-        if not self._is_prepared:
-            self._prepare_once()
+        self._persistently(self._open, is_repeatable=True)
 
-    def _prepare_once(self) -> None:
-        with self._opening:
-            if self._is_prepared:
-                return
-            try:
-                with self._first_connection() as connection:
-                    self._prepare(connection)
-            except psycopg.Error as error:
-                raise faults.translate(error, nothing_written=True) from error
-            self._is_prepared = True
-
-    @contextmanager
-    def _first_connection(self) -> Iterator[psycopg.Connection[Any]]:
-        # Not from a pool of ours, which would only say that no connection came in time, and not why.
-        if self._given_pool is not None:
-            with self._from_pool(self._given_pool) as connection:
-                yield connection
-        else:
-            with psycopg.connect(self.conninfo, **CONNECTION_SETTINGS) as connection:
-                yield connection
-
-    def close(self) -> None:
-        """Close the connections of our own pool."""
+    def _open(self) -> Connections:
         self._notice_fork()
         with self._opening:
-            pool, self._pool = self._pool, None
+            if self._connections is None:
+                self._connections = self._connect()
+            if not self._is_prepared:
+                with self._connections.lend() as connection:
+                    try:
+                        self._prepare(connection)
+                    except psycopg.Error as error:
+                        raise faults.translate(error, nothing_written=True) from error
+                self._is_prepared = True
+            return self._connections
+
+    def close(self) -> None:
+        """Close the connections that are ours."""
+        self._notice_fork()
+        with self._opening:
+            connections, self._connections = self._connections, None
             self._is_prepared = False
-        if pool is not None and pool is not self._given_pool:
-            pool.close()
+        if connections is not None:
+            connections.close()
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """Connect once more, for whoever keeps the connection. May raise anything."""
+        return self._open().connect()
 
     def write(self, operation: Callable[[PostgreSQLTransaction, int], _T], **constants: object) -> _T:
         """
@@ -171,8 +145,7 @@ class Database:
                 try:
                     return operation(PostgreSQLTransaction(connection, self.statements, {}))
                 except psycopg.Error as error:
-                    # A server that answers has undone the statement.
-                    raise faults.translate(error, nothing_written=error.sqlstate is not None) from error
+                    raise faults.translate(error, nothing_written=faults.is_undone(error)) from error
 
         return self._persistently(run_once, is_repeatable=True)
 
@@ -194,12 +167,6 @@ class Database:
             return None
         return _TEST_ERA_US + round(self._clock.monotonic() * 1_000_000)
 
-    @contextmanager
-    def lent_connection(self) -> Iterator[psycopg.Connection[Any]]:
-        """Lend a connection for something else than these transactions."""
-        with self._connection() as connection:
-            yield connection
-
     def _write_once(self, operation: Callable[[PostgreSQLTransaction, int], _T], constants: Mapping[str, object]) -> _T:
         with self._connection() as connection:
             try:
@@ -216,8 +183,7 @@ class Database:
                 connection.execute("COMMIT")
             except psycopg.Error as error:
                 _roll_back(connection)
-                # A server that answers has undone it. One that doesn't may have committed before the line broke.
-                raise faults.translate(error, nothing_written=error.sqlstate is not None) from error
+                raise faults.translate(error, nothing_written=faults.is_undone(error)) from error
             return result
 
     def _start(self, connection: psycopg.Connection[Any]) -> int:
@@ -254,50 +220,14 @@ class Database:
 
     @contextmanager
     def _connection(self) -> Iterator[psycopg.Connection[Any]]:
-        self.open()
-        with self._from_pool(self._open_pool()) as connection:
+        with self._open().lend() as connection:
             yield connection
-
-    @contextmanager
-    def _from_pool(self, pool: ConnectionPool[Any]) -> Iterator[psycopg.Connection[Any]]:
-        try:
-            connection = pool.getconn(timeout=self.patience_ms / 1000)
-        except psycopg.Error as error:  # PoolTimeout and PoolClosed among them
-            raise faults.translate(error, nothing_written=True) from error
-        begins_by_itself = not connection.autocommit
-        try:
-            if begins_by_itself:
-                connection.autocommit = True
-            yield connection
-        finally:
-            if begins_by_itself and not connection.closed:
-                connection.autocommit = False
-            pool.putconn(connection)
-
-    def _open_pool(self) -> ConnectionPool[Any]:
-        self._notice_fork()
-        with self._opening:
-            if self._pool is None:
-                self._pool = self._given_pool or ConnectionPool(
-                    self.conninfo,
-                    kwargs=CONNECTION_SETTINGS,
-                    min_size=0,
-                    max_size=self._connections,
-                    open=True,
-                    name="callbackq-postgres",
-                    num_workers=1,
-                    reconnect_timeout=self.patience_ms / 1000,
-                )
-            return self._pool
 
     def _notice_fork(self) -> None:
         if self._pid == os.getpid():
             return
-        if self._given_pool is not None:
-            raise DataAccessError("a pool can't be used in a forked process: make another pool and store there")
-        if self._pool is not None:
-            # Its sessions and threads are the parent's: it must never be finalised here.
-            _POOLS_OF_PARENTS.append(self._pool)
+        if self._connections is not None:
+            self._connections.leave_to_parent()
         self._forget()
 
 

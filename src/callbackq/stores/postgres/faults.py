@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import psycopg
 from psycopg_pool import PoolTimeout
 
 from callbackq.errors import DataAccessError, TransientDataAccessError
 
-__all__ = ["is_taken_id", "passes_at_once", "translate"]
+__all__ = [
+    "ConnectError",
+    "is_at_the_wrong_server",
+    "is_taken_id",
+    "is_undone",
+    "passes_at_once",
+    "translate",
+    "without_password",
+]
 
 _CONFLICTS: Final = frozenset(
     {
@@ -65,9 +74,38 @@ def translate(error: psycopg.Error, *, nothing_written: bool) -> DataAccessError
 def passes_at_once(error: BaseException) -> bool:
     """Whether the same may go through now: others were in the way, or the connection was stale."""
     cause = error.__cause__
-    if not isinstance(cause, psycopg.Error) or isinstance(cause, PoolTimeout):
+    if not isinstance(cause, psycopg.Error) or isinstance(cause, (ConnectError, PoolTimeout)):
         return False
     return cause.sqlstate in _CONFLICTS or _is_lost_connection(cause)
+
+
+def is_undone(error: psycopg.Error) -> bool:
+    """
+    Whether an error surely means that the statement it answers, a COMMIT say, was undone.
+
+    Not so when the line broke, nor when somebody says that it did: a pooler, of a server that may have committed.
+    """
+    return not _is_lost_connection(error)
+
+
+def is_at_the_wrong_server(error: BaseException | None) -> bool:
+    """Whether a connection works that another may come in place of: to the standby that has taken over."""
+    return isinstance(error, psycopg.errors.ReadOnlySqlTransaction)
+
+
+class ConnectError(psycopg.OperationalError):
+    """The driver's error for a connection that could not be made, without all that it keeps: the password, too."""
+
+
+def without_password(connect: Callable[[], psycopg.Connection[Any]]) -> psycopg.Connection[Any]:
+    """Connect, or raise a `ConnectError`."""
+    try:
+        return connect()
+    except psycopg.OperationalError as error:
+        told = ConnectError(str(error))
+        told.sqlstate = error.sqlstate
+    # Out here it has no context, which would bring the password along.
+    raise told
 
 
 def is_taken_id(error: DataAccessError) -> bool:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 import psycopg
 
+from callbackq.core.validation import Fault, refuse
 from callbackq.errors import DataAccessError, SchemaVersionError
 from callbackq.stores.postgres import faults
+from callbackq.stores.postgres.connections import conninfo_faults
 from callbackq.stores.postgres.transaction import Profile, with_schema
 from callbackq.stores.sql.scripts import load_migrations
 
-__all__ = ["NEWEST_VERSION", "migrate", "migration_sql", "prepare"]
+__all__ = ["NEWEST_VERSION", "migrate", "migration_sql", "prepare", "schema_faults"]
 
 _MIGRATIONS: Final = load_migrations("callbackq.stores.postgres", "migrations.sql")
 NEWEST_VERSION: Final = len(_MIGRATIONS)
@@ -36,6 +39,12 @@ _CREATED_MEANWHILE: Final = (
 _TRIES: Final = 5
 
 
+def schema_faults(schema: object) -> Iterator[Fault]:
+    """Say what is wrong with a schema's name."""
+    if not isinstance(schema, str) or not schema.isprintable() or not 1 <= len(schema.encode("utf-8", "replace")) <= 63:
+        yield "schema", "must be a name of 1 to 63 bytes without control characters"
+
+
 def migration_sql(*, schema: str = "callbackq", since: int = 0) -> str:
     """
     Write the SQL that `migrate` runs, for whoever must run it by hand.
@@ -43,7 +52,11 @@ def migration_sql(*, schema: str = "callbackq", since: int = 0) -> str:
     Args:
         schema: where the tables are to be.
         since: the version the database has; 0 for none.
+
+    Raises:
+        InvalidRequestError: the schema can't have that name.
     """
+    refuse(schema_faults(schema))
     steps = [*(_VERSION_TABLE if since == 0 else ()), *(one for steps in _MIGRATIONS[since:] for one in steps)]
     steps.append(_SET_VERSION.replace("%(version)s", str(NEWEST_VERSION)))
     return "".join(f"{with_schema(step, schema)};\n\n" for step in steps)
@@ -60,11 +73,15 @@ def migrate(conninfo: str, *, schema: str = "callbackq") -> None:
         schema: where the tables are to be.
 
     Raises:
+        InvalidRequestError: that is no connection string, or the schema can't have that name.
         SchemaVersionError: a newer release has been at work; nothing was changed.
         DataAccessError: the server can't be reached, or refused a right.
     """
+    refuse([*conninfo_faults("conninfo", conninfo), *schema_faults(schema)])
     try:
-        with psycopg.connect(conninfo, autocommit=True, prepare_threshold=None) as connection:
+        with faults.without_password(
+            lambda: psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
+        ) as connection:
             prepare(connection, schema=schema, profile="postgres", may_migrate=True)
     except psycopg.Error as error:
         raise faults.translate(error, nothing_written=False) from error
@@ -119,4 +136,4 @@ def _migrate(connection: psycopg.Connection[Any], schema: str, profile: Profile)
 def _run(
     connection: psycopg.Connection[Any], statement: str, schema: str, values: dict[str, object] | None = None
 ) -> psycopg.Cursor[Any]:
-    return connection.execute(with_schema(statement, schema), values, prepare=False)
+    return connection.execute(with_schema(statement, schema, with_values=True), values or {}, prepare=False)

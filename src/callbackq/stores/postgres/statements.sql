@@ -88,7 +88,7 @@ WHERE callback = :callback
 ORDER BY token;
 
 -- name: list_callbacks
--- requests_stored from where the page before it ended; the rest by key.
+-- requests_stored from where the page before it ended.
 SELECT r.callback, r.stored
 FROM {schema}.requests AS r
 WHERE (r.stored, r.callback) > (:after, :after_callback)
@@ -271,9 +271,11 @@ FROM given
 JOIN numbered ON numbered.email_address = given.email_address AND numbered.queue = given.queue;
 
 -- name: mailing_due
--- mailings_owing and mailings_quiet, first entries.
-SELECT EXISTS (SELECT 1 FROM {schema}.mailings WHERE last > paid AND due <= :now)
-    OR EXISTS (SELECT 1 FROM {schema}.mailings WHERE last = paid AND due <= :now);
+-- mailings_owing and mailings_quiet, first entries. Not EXISTS: that may read the whole table in vain.
+SELECT least(
+    (SELECT due FROM {schema}.mailings WHERE last > paid ORDER BY due LIMIT 1),
+    (SELECT due FROM {schema}.mailings WHERE last = paid ORDER BY due LIMIT 1)
+) <= :now;
 
 -- name: due_mailings
 -- mailings_owing from its beginning.

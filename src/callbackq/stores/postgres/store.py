@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -17,7 +16,7 @@ from psycopg_pool import ConnectionPool
 from callbackq.clock import Clock
 from callbackq.core.lifecycle import Action, Transition
 from callbackq.core.models import CallbackAttempt, CallbackRequest, CallbackState, CallbackStatus
-from callbackq.core.validation import Fault, refuse
+from callbackq.core.validation import Fault, check_bool, refuse
 from callbackq.dataaccess import (
     Acquired,
     AttemptRecord,
@@ -31,12 +30,13 @@ from callbackq.dataaccess import (
     check_arguments,
     ids_for,
 )
-from callbackq.errors import DataAccessError, LockLostError
+from callbackq.errors import DataAccessError, LockLostError, TransientDataAccessError
 from callbackq.settings import check_collaborator
 from callbackq.stores.postgres import claiming, listing, storing
 from callbackq.stores.postgres import schema as schemas
-from callbackq.stores.postgres.database import CONNECTION_SETTINGS, Database
-from callbackq.stores.postgres.listener import Listener
+from callbackq.stores.postgres.connections import Connections, OwnConnections, PoolConnections, conninfo_faults
+from callbackq.stores.postgres.database import Database
+from callbackq.stores.postgres.listener import Hints
 from callbackq.stores.postgres.transaction import PostgreSQLTransaction, Profile
 from callbackq.stores.sql import forgetting, locking, mailings, reading
 from callbackq.stores.sql.instants import instant
@@ -79,9 +79,10 @@ class PostgreSQLDataAccess(
         schema: where the tables are; created by the first `open`.
         profile: ``"postgres"``, or ``"distributed"`` for engines that speak PostgreSQL's language but are distributed:
             without SKIP LOCKED and NOTIFY, with SERIALIZABLE transactions that are repeated.
-        connections: how many a pool of our own holds at most, that of the listener included.
-        patience: how long a call waits for a connection, or for others' transactions, before it raises
-            `TransientDataAccessError`.
+        connections: how many the store holds at most, that of the listener included; with a pool of the host's, it
+            holds that of the listener only.
+        patience: how long a call waits for a connection that other calls have, or for others' transactions, before it
+            raises `TransientDataAccessError`. For a server that can't be reached it doesn't wait.
         may_migrate: whether `open` may create and change the tables. Otherwise that is done with `migrate` or by hand.
         durability: what a commit survives as the server is set up; it can't be asked.
         clock: for tests: where time comes from instead of the server.
@@ -102,27 +103,22 @@ class PostgreSQLDataAccess(
         durability: Durability = Durability.POWER,
         clock: Clock | None = None,
     ) -> None:
-        refuse(_faults(where, schema, profile, connections, patience, durability, clock))
+        refuse(_faults(where, schema, profile, connections, patience, may_migrate, durability, clock))
         self.durability = durability
-        pool = None if isinstance(where, str) else where
         self._schema = schema
         self._is_distributed = profile == "distributed"
         self._database = Database(
-            conninfo=where if isinstance(where, str) else str(where.conninfo),
-            pool=pool,
+            connect=partial(_connections, where, most=max(connections - 1, 1), patience=patience),
             schema=schema,
             profile=profile,
-            connections=max(connections - 1, 1),
             patience=patience,
             clock=clock,
             prepare=partial(schemas.prepare, schema=schema, profile=profile, may_migrate=may_migrate),
         )
         self._channel = _channel(schema)
         self._mark = claiming.Mark()
-        self._subscribers: dict[object, Callable[[], None]] = {}
-        self._listener: Listener | None = None
-        # Two subscriptions at the same time would start two listeners.
-        self._subscribing = threading.Lock()
+        self._unsure: list[locking.Claim] = []
+        self._hints = Hints(self._database.connect, channel=None if self._is_distributed else self._channel)
 
     def __repr__(self) -> str:
         return f"<PostgreSQLDataAccess, schema {self._schema}>"
@@ -131,7 +127,7 @@ class PostgreSQLDataAccess(
         self._database.open()
 
     def close(self) -> None:
-        self._stop_listening()
+        self._hints.stop_listening()
         self._database.close()
 
     def now(self) -> datetime:
@@ -156,8 +152,7 @@ class PostgreSQLDataAccess(
 
     def hint(self) -> None:
         # Others have heard by the commit itself.
-        for wake in tuple(self._subscribers.values()):
-            wake()
+        self._hints.tell()
 
     def _store(
         self, requests: Sequence[tuple[str | None, CallbackRequest]], connection: psycopg.Connection[Any] | None
@@ -188,6 +183,7 @@ class PostgreSQLDataAccess(
 
     def acquire_locks(self, machine_name: str, *, lock_timeout: timedelta, limit: int) -> list[Acquired]:
         check_arguments(machine_name=machine_name, lock_timeout=lock_timeout, limit=limit)
+        self._give_back_unsure()
         due, now, mark = self._look()
         if due is None or due > now:
             return []
@@ -210,7 +206,32 @@ class PostgreSQLDataAccess(
         return self._claim(claim, candidates=random.sample(candidates, min(limit, len(candidates))))
 
     def _claim(self, claim: _Claim, **constants: object) -> list[locking.Claim]:
-        return self._database.write(claim, **constants)
+        claims: list[locking.Claim] = []
+
+        def noting(transaction: PostgreSQLTransaction, now: int) -> list[locking.Claim]:
+            claims[:] = claim(transaction, now)
+            return claims
+
+        try:
+            return self._database.write(noting, **constants)
+        except TransientDataAccessError:
+            raise
+        except DataAccessError:
+            self._unsure += claims
+            raise
+
+    def _give_back_unsure(self) -> None:
+        """
+        End locks that may have been committed when the line broke, and that nobody has: their queues would stand still
+        until they time out. Not handed out: whoever asks now reckons with a lock that begins now.
+        """
+        unsure, self._unsure = self._unsure, []
+        if unsure:
+            try:
+                self._database.write(partial(claiming.give_back, claims=unsure))
+            except DataAccessError:
+                self._unsure += unsure
+                raise
 
     def release_lock(self, acquired: Acquired, *, delay: timedelta = timedelta(0)) -> Transition:
         check_arguments(delay=delay)
@@ -289,29 +310,7 @@ class PostgreSQLDataAccess(
     # Hints.
 
     def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
-        subscription = object()
-        with self._subscribing:
-            self._subscribers[subscription] = wake
-            if self._listener is None and not self._is_distributed:
-                self._listener = Listener(self._listening_session, channel=self._channel, wake=self.hint)
-
-        def unsubscribe() -> None:
-            with self._subscribing:
-                self._subscribers.pop(subscription, None)
-                is_last = not self._subscribers
-            if is_last:
-                self._stop_listening()
-
-        return unsubscribe
-
-    def _listening_session(self) -> psycopg.Connection[Any]:
-        return psycopg.connect(self._database.conninfo, **CONNECTION_SETTINGS)
-
-    def _stop_listening(self) -> None:
-        with self._subscribing:
-            listener, self._listener = self._listener, None
-        if listener is not None:
-            listener.stop()
+        return self._hints.subscribe(wake)
 
     # Everyday steps.
 
@@ -340,6 +339,13 @@ class PostgreSQLDataAccess(
         return hashlib.sha256(name.encode()).digest()[0] % _SHARDS if self._is_distributed else 0
 
 
+def _connections(where: str | ConnectionPool[Any], *, most: int, patience: timedelta) -> Connections:
+    seconds = patience.total_seconds()
+    if isinstance(where, str):
+        return OwnConnections(where, most=most, patience_seconds=seconds)
+    return PoolConnections(where, patience_seconds=seconds)
+
+
 def _channel(schema: str) -> str:
     # An identifier of PostgreSQL has at most 63 bytes.
     return f"callbackq_{hashlib.sha256(schema.encode()).hexdigest()[:16]}"
@@ -351,24 +357,22 @@ def _faults(
     profile: object,
     connections: object,
     patience: object,
+    may_migrate: object,
     durability: object,
     clock: object,
 ) -> Iterator[Fault]:
-    if not isinstance(where, (str, ConnectionPool)):
-        yield "where", "must be a connection string or a psycopg_pool.ConnectionPool"
     if isinstance(where, str):
-        try:
-            psycopg.conninfo.conninfo_to_dict(where)
-        except psycopg.ProgrammingError:
-            yield "where", "must be a connection string as psycopg takes it: postgresql://host/database"
-    if not isinstance(schema, str) or not schema.isprintable() or not 1 <= len(schema.encode("utf-8", "replace")) <= 63:
-        yield "schema", "must be a name of 1 to 63 bytes without control characters"
+        yield from conninfo_faults("where", where)
+    elif not isinstance(where, ConnectionPool):
+        yield "where", "must be a connection string or a psycopg_pool.ConnectionPool"
+    yield from schemas.schema_faults(schema)
     if profile not in ("postgres", "distributed"):
         yield "profile", "must be 'postgres' or 'distributed'"
     if not isinstance(connections, int) or isinstance(connections, bool) or connections < 1:
         yield "connections", "must be a whole number, at least 1"
     if not isinstance(patience, timedelta) or not timedelta(0) < patience <= _LONGEST_PATIENCE:
         yield "patience", f"must be a timedelta, longer than nothing and at most {_LONGEST_PATIENCE}"
+    yield from (("may_migrate", reason) for _, reason in check_bool(may_migrate))
     if not isinstance(durability, Durability):
         yield "durability", "must be a Durability"
     if clock is not None:

@@ -47,14 +47,25 @@ def load(schema: str, profile: Profile) -> Mapping[str, Statement]:
     if profile == "distributed":
         texts |= load_statements(_PACKAGE, "distributed.sql")
     return {
-        name: Statement(_VALUE.sub(r"%(\1)s", with_schema(text, schema)), tuple(dict.fromkeys(_VALUE.findall(text))))
+        name: Statement(
+            with_schema(_VALUE.sub(r"%(\1)s", text), schema, with_values=True),
+            tuple(dict.fromkeys(_VALUE.findall(text))),
+        )
         for name, text in texts.items()
     }
 
 
-def with_schema(text: str, schema: str) -> str:
-    """Put a schema's quoted name into SQL."""
-    return text.replace("{schema}", sql.Identifier(schema).as_string(None))
+def with_schema(text: str, schema: str, *, with_values: bool = False) -> str:
+    """
+    Put a schema's quoted name into SQL.
+
+    Args:
+        text: the SQL.
+        schema: the name.
+        with_values: the driver will look for the places of values, which begin with a percent sign.
+    """
+    name = sql.Identifier(schema).as_string(None)
+    return text.replace("{schema}", name.replace("%", "%%") if with_values else name)
 
 
 class PostgreSQLTransaction(Transaction):

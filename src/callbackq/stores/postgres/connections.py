@@ -1,0 +1,210 @@
+"""
+Connections to the server: a few of our own, kept for the next transaction, or those of a pool that the host has.
+
+psycopg's pool is the host's choice, not ours: its threads connect again and again while the server is away, with a line
+in the log each time, and whoever wants a connection waits for all its patience without learning why.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Final, Protocol
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg_pool import ConnectionPool
+
+from callbackq.core.validation import Fault
+from callbackq.errors import DataAccessError, TransientDataAccessError
+from callbackq.stores.postgres import faults
+
+__all__ = ["Connections", "OwnConnections", "PoolConnections", "conninfo_faults"]
+
+_SETTINGS: Final[dict[str, Any]] = {
+    "autocommit": True,
+    # Prepared statements belong to a session, which a pooler may change between two transactions.
+    "prepare_threshold": None,
+    "application_name": "callbackq",
+    "connect_timeout": 10,
+    # A server that vanishes without a word is noticed after half a minute, not after the system's two hours.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
+}
+
+
+class _Connection(psycopg.Connection[Any]):
+    """A connection that is closed without a word when it is forgotten, in the process that made it."""
+
+    def __del__(self, _warn: Any = None) -> None:
+        # The driver would warn: of a store that nobody closed before the process ended, and in a forked process of its
+        # parent's connections. Its inner object ends the session, unless this is a forked process.
+        pass
+
+
+def conninfo_faults(name: str, conninfo: object) -> Iterator[Fault]:
+    """Say what is wrong with an argument of that name."""
+    if not isinstance(conninfo, str) or not _is_conninfo(conninfo):
+        reason = (
+            "must be a connection string as psycopg takes it: postgresql://user:password@host/database, with special "
+            "characters of user and password in percent encoding"
+        )
+        yield name, reason
+
+
+def _is_conninfo(text: str) -> bool:
+    try:
+        parts = psycopg.conninfo.conninfo_to_dict(text)
+    except (psycopg.Error, ValueError):
+        return False
+    # A password with an @ or a / in it: the rest of it would be taken for a host or a port, and be named in errors.
+    hosts, ports = str(parts.get("host") or ""), str(parts.get("port") or "")
+    has_hosts = not any("@" in host[1:] for host in hosts.split(","))
+    return has_hosts and not ports.replace(",", "").strip("0123456789") and "\x00" not in text
+
+
+class Connections(Protocol):
+    """Where connections come from."""
+
+    def lend(self) -> AbstractContextManager[psycopg.Connection[Any]]:
+        """
+        Lend a connection that begins no transactions by itself.
+
+        Raises:
+            TransientDataAccessError: there is none in time.
+            DataAccessError: the server refuses us.
+        """
+        ...
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """Connect once more, for whoever keeps the connection. May raise anything."""
+        ...
+
+    def close(self) -> None:
+        """Close those that are ours. Those that are lent are closed when they come back."""
+        ...
+
+    def leave_to_parent(self) -> None:
+        """
+        Forget them in a forked process.
+
+        Raises:
+            DataAccessError: that can't be, since they are not ours.
+        """
+        ...
+
+
+class OwnConnections(Connections):
+    """
+    Connect when there is no free connection, up to a number of them.
+
+    A connection that breaks casts doubt on all that are free: the same accident has met them.
+
+    Args:
+        conninfo: where the server is.
+        most: how many connections there may be.
+        patience_seconds: how long to wait for one of them.
+    """
+
+    def __init__(self, conninfo: str, *, most: int, patience_seconds: float) -> None:
+        self._conninfo = conninfo
+        self._patience_seconds = patience_seconds
+        self._places = threading.Semaphore(most)
+        # A list's own operations are atomic: two threads never get the same connection.
+        self._free: list[psycopg.Connection[Any]] = []
+        self._is_closed = False
+
+    @contextmanager
+    def lend(self) -> Iterator[psycopg.Connection[Any]]:
+        if not self._places.acquire(timeout=self._patience_seconds):
+            raise TransientDataAccessError(
+                "all connections of the store were in use for too long: raise its number of connections"
+            )
+        try:
+            connection = self._take()
+            try:
+                yield connection
+            except DataAccessError as error:
+                if faults.is_at_the_wrong_server(error.__cause__):
+                    connection.close()
+                raise
+            finally:
+                self._give_back(connection)
+        finally:
+            self._places.release()
+
+    def connect(self) -> psycopg.Connection[Any]:
+        return faults.without_password(lambda: _Connection.connect(self._conninfo, **_SETTINGS))
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._close_free()
+
+    def leave_to_parent(self) -> None:
+        self._free.clear()
+
+    def _take(self) -> psycopg.Connection[Any]:
+        try:
+            return self._free.pop()
+        except IndexError:
+            pass
+        try:
+            return self.connect()
+        except psycopg.Error as error:
+            raise faults.translate(error, nothing_written=True) from error
+
+    def _give_back(self, connection: psycopg.Connection[Any]) -> None:
+        if connection.closed or connection.info.transaction_status is not TransactionStatus.IDLE:
+            connection.close()
+            self._close_free()
+            return
+        self._free.append(connection)
+        if self._is_closed:  # since it was lent, or since the line above
+            self._close_free()
+
+    def _close_free(self) -> None:
+        while True:
+            try:
+                self._free.pop().close()
+            except IndexError:
+                return
+
+
+class PoolConnections(Connections):
+    """Take connections from the host's pool. It is the host who opens, sizes and closes it."""
+
+    def __init__(self, pool: ConnectionPool[Any], *, patience_seconds: float) -> None:
+        self._pool = pool
+        self._patience_seconds = patience_seconds
+
+    @contextmanager
+    def lend(self) -> Iterator[psycopg.Connection[Any]]:
+        try:
+            connection = self._pool.getconn(timeout=self._patience_seconds)
+        except psycopg.Error as error:  # PoolTimeout and PoolClosed among them
+            raise faults.translate(error, nothing_written=True) from error
+        begins_by_itself = not connection.autocommit
+        try:
+            if begins_by_itself:
+                connection.autocommit = True
+            yield connection
+        finally:
+            if begins_by_itself and connection.info.transaction_status is TransactionStatus.IDLE:
+                connection.autocommit = False
+            self._pool.putconn(connection)
+
+    def connect(self) -> psycopg.Connection[Any]:
+        pool = self._pool
+        kwargs = pool.kwargs() if callable(pool.kwargs) else pool.kwargs
+        conninfo = pool.conninfo() if callable(pool.conninfo) else pool.conninfo
+        settings = {**_SETTINGS, **(kwargs or {}), "autocommit": True}
+        return faults.without_password(lambda: pool.connection_class.connect(conninfo, **settings))
+
+    def close(self) -> None:
+        pass
+
+    def leave_to_parent(self) -> None:
+        raise DataAccessError("a pool can't be used in a forked process: make another pool and store there")

@@ -1,0 +1,494 @@
+"""Whatever statement of whatever call an accident happens to: nothing is lost, nothing is done twice."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from attrs import evolve, frozen
+
+from callbackq.core.models import CallbackState
+from callbackq.dataaccess import Acquired, Action, AttemptRecord, Notification
+from callbackq.errors import DataAccessError, IllegalTransitionError, TransientDataAccessError
+from callbackq.stores.postgres import PostgreSQLDataAccess
+from callbackq.stores.postgres.transaction import load
+from callbackq.testing.conformance.base import (
+    DELIVERED,
+    DUE_AGAIN,
+    EXHAUSTED,
+    HELD,
+    LOCK_TIMEOUT,
+    a_request,
+    an_attempt,
+)
+from support.postgres import PostgreSQL, until
+from support.postgres_faults import COMMIT, CuttingProxy
+from support.postgres_stores import TABLES
+
+ADDRESS = "somebody@receiver.example"
+
+
+@frozen
+class World:
+    """
+    A database, met twice.
+
+    Attributes:
+        store: through the proxy.
+        beside: past it.
+    """
+
+    proxy: CuttingProxy
+    store: PostgreSQLDataAccess
+    beside: PostgreSQLDataAccess
+    connection: psycopg.Connection[tuple[Any, ...]]
+
+    def contents(self) -> list[tuple[Any, ...]]:
+        """Everything there is."""
+        rows = " UNION ALL ".join(f"SELECT '{table}' || t::TEXT FROM callbackq.{table} AS t" for table in TABLES)
+        return sorted(self.connection.execute(rows))
+
+    def empty(self) -> None:
+        self.connection.execute("; ".join(f"DELETE FROM callbackq.{table}" for table in TABLES))
+
+    # Short words.
+
+    def given(self, *ids: str, queue_id: str = "", **changes: Any) -> None:
+        self.beside.store_callback_requests([a_request(queue_id=queue_id, **changes)] * len(ids), ids=ids)
+
+    def given_lock(self) -> Acquired:
+        (acquired,) = self.acquired_from(self.beside)
+        return acquired
+
+    def given_failure(self, *, hold: bool = False) -> None:
+        self.beside.record_attempt(self.given_lock(), an_attempt(), HELD if hold else EXHAUSTED)
+
+    def let_time_pass(self) -> None:
+        """Let all locks and leases time out."""
+        now = "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"
+        self.connection.execute(
+            f"UPDATE callbackq.callbacks SET due = least(due, {now}), ready = least(ready, {now});"
+            f"UPDATE callbackq.mailings SET due = least(due, {now})"
+        )
+
+    def acquired_from(self, store: PostgreSQLDataAccess) -> list[Acquired]:
+        return store.acquire_locks("machine", lock_timeout=LOCK_TIMEOUT, limit=10)
+
+    def state(self, id: str) -> CallbackState:
+        return self.beside.get_callback_status(id).state
+
+    def numbers(self) -> dict[str, int]:
+        return {one.id: one.sequence for one in self.beside.list_callbacks()}
+
+    def owed(self) -> list[tuple[tuple[str, ...], int]]:
+        self.let_time_pass()
+        owed = self.beside.acquire_notifications(lock_timeout=LOCK_TIMEOUT, limit=9)
+        return [(one.callback_ids, one.tries) for one in owed]
+
+
+@pytest.fixture
+def world(postgres: PostgreSQL, migrated_database: str) -> Iterator[World]:
+    conninfo = postgres.conninfo(migrated_database)
+    with (
+        CuttingProxy(conninfo) as proxy,
+        PostgreSQLDataAccess(proxy.conninfo) as store,
+        PostgreSQLDataAccess(conninfo) as beside,
+        psycopg.connect(conninfo, autocommit=True) as connection,
+    ):
+        yield World(proxy, store, beside, connection)
+
+
+# What can be called. Each prepares what it needs, and gives the call, and what asserts what must be true after it.
+
+Scenario = tuple[Callable[[], Any], Callable[[Any], None]]
+
+
+def storing(world: World) -> Scenario:
+    world.given("first", queue_id="queue")
+
+    def check(_: object) -> None:
+        assert world.numbers() == {"first": 1, "new": 2}
+
+    return lambda: world.store.store_callback_request(a_request(queue_id="queue"), id="new"), check
+
+
+def storing_several(world: World) -> Scenario:
+    requests = [a_request(queue_id="one"), a_request(), a_request(queue_id="two"), a_request(queue_id="one")]
+
+    def check(_: object) -> None:
+        assert world.numbers() == {"a": 1, "b": 1, "c": 1, "d": 2}
+
+    return lambda: world.store.store_callback_requests(requests, ids=["a", "b", "c", "d"]), check
+
+
+def storing_again(world: World) -> Scenario:
+    world.given("taken", queue_id="queue")
+
+    def check(_: object) -> None:
+        assert world.numbers() == {"taken": 1, "new": 2}
+
+    requests = [a_request(queue_id="queue")] * 2
+    return lambda: world.store.store_callback_requests(requests, ids=["taken", "new"]), check
+
+
+def looking(world: World) -> Scenario:
+    world.given("a", "b", queue_id="queue")
+
+    def check(found: Any) -> None:
+        assert found == world.beside.get_callback_status("b")
+
+    return lambda: world.store.get_callback_status("b"), check
+
+
+def looking_at_the_time(world: World) -> Scenario:
+    before = world.beside.now()
+
+    def check(now: Any) -> None:
+        assert before < now < world.beside.now()
+
+    return world.store.now, check
+
+
+def asking_when(world: World) -> Scenario:
+    world.given("a")
+
+    def check(due: Any) -> None:
+        assert due == world.beside.get_callback_status("a").next_attempt_at
+
+    return world.store.next_due, check
+
+
+def listing(world: World) -> Scenario:
+    world.given("a")
+    world.given("b", queue_id="queue")
+
+    def check(found: Any) -> None:
+        assert found == [["a", "b"], ["b"], ["a", "b"]]
+
+    def call() -> list[list[str]]:
+        pages = [{"page_size": 1}, {"queue_id": "queue"}, {"state": CallbackState.WAITING}]
+        return [[one.id for one in world.store.list_callbacks(**page)] for page in pages]  # type: ignore[arg-type]
+
+    return call, check
+
+
+def acquiring(world: World) -> Scenario:
+    world.given("a", "b", queue_id="queue")
+    world.given("c")
+
+    def check(acquired: list[Acquired]) -> None:
+        assert sorted(one.id for one in acquired) == ["a", "c"]
+        for one in acquired:
+            newest = world.beside.get_callback_status(one.id).locks[-1]
+            assert (newest.token, newest.ended) == (one.lock.token, None)
+            assert one.abandoned == 0
+
+    return lambda: acquired_in_the_end(world), check
+
+
+def acquired_in_the_end(world: World) -> list[Acquired]:
+    """Acquire, once the session whose line was lost has noticed: until then it keeps its rows locked."""
+    found: list[Acquired] = []
+    until(lambda: found.extend(world.acquired_from(world.store)) or found, "something that can be acquired")
+    return found
+
+
+def taking_over(world: World) -> Scenario:
+    world.given("cancelled", "next", queue_id="queue")
+    world.given("abandoned")
+    world.acquired_from(world.beside)
+    world.beside.request_transition("cancelled", Action.CANCEL)
+    world.let_time_pass()
+
+    def check(acquired: list[Acquired]) -> None:
+        assert {one.id: one.abandoned for one in acquired} == {"next": 0, "abandoned": 1}
+        assert world.state("cancelled") is CallbackState.CANCELLED
+
+    return lambda: acquired_in_the_end(world), check
+
+
+def recording(world: World) -> Scenario:
+    world.given("a", "b", queue_id="queue", notification_email_address=ADDRESS)
+    record = AttemptRecord(acquired=world.given_lock(), attempt=an_attempt(), transition=evolve(EXHAUSTED, notify=True))
+
+    def check(outcomes: Any) -> None:
+        assert outcomes[0].state is CallbackState.FAILED
+        assert len(world.beside.get_callback_status("a").attempts) == 1
+        assert [one.id for one in world.acquired_from(world.beside)] == ["b"]
+        assert world.owed() == [(("a",), 0)]
+
+    return lambda: world.store.record_attempts([record]), check
+
+
+def recording_late(world: World) -> Scenario:
+    world.given("a")
+    lost = AttemptRecord(acquired=world.given_lock(), attempt=an_attempt(200), transition=DELIVERED)
+    world.let_time_pass()
+    holder = world.given_lock()
+
+    def check(_: object) -> None:
+        assert [one.late for one in world.beside.get_callback_status("a").attempts] == [True]
+        assert world.beside.record_attempt(holder, None, DUE_AGAIN).state is CallbackState.SUCCEEDED
+
+    return lambda: world.store.record_attempts([lost]), check
+
+
+def releasing(world: World) -> Scenario:
+    world.given("a")
+    acquired = world.given_lock()
+
+    def check(_: object) -> None:
+        status = world.beside.get_callback_status("a")
+        assert (status.state, status.attempts, len(status.locks)) == (CallbackState.WAITING, (), 1)
+
+    return lambda: world.store.release_locks([(acquired, timedelta(0))]), check
+
+
+def wishing(world: World, id: str, action: Action, state: CallbackState) -> Scenario:
+    def call() -> None:
+        # Carried out already, if the accident came after that.
+        with suppress(IllegalTransitionError):
+            world.store.request_transition(id, action)
+
+    def check(_: object) -> None:
+        assert world.state(id) is state
+
+    return call, check
+
+
+def cancelling(world: World) -> Scenario:
+    world.given("a", "b", queue_id="queue")
+    call, check = wishing(world, "a", Action.CANCEL, CallbackState.CANCELLED)
+
+    def check_next(_: object) -> None:
+        check(_)
+        assert [one.id for one in world.acquired_from(world.beside)] == ["b"]
+
+    return call, check_next
+
+
+def redelivering_in_place(world: World) -> Scenario:
+    world.given("a", "b", queue_id="queue", on_exhausted="hold")
+    world.given_failure(hold=True)
+    return wishing(world, "a", Action.REDELIVER, CallbackState.WAITING)
+
+
+def redelivering_at_the_tail(world: World) -> Scenario:
+    world.given("a", "b", queue_id="queue")
+    world.given_failure()
+    call, check = wishing(world, "a", Action.REDELIVER, CallbackState.WAITING)
+
+    def check_numbers(_: object) -> None:
+        check(_)
+        assert world.numbers() == {"a": 3, "b": 2}
+
+    return call, check_numbers
+
+
+def given_debts(world: World, *ids: str) -> None:
+    world.given(*ids, queue_id="queue", notification_email_address=ADDRESS)
+    for _ in ids:
+        world.beside.record_attempt(world.given_lock(), an_attempt(), evolve(EXHAUSTED, notify=True))
+
+
+def leased(world: World, store: PostgreSQLDataAccess) -> list[Notification]:
+    return store.acquire_notifications(lock_timeout=LOCK_TIMEOUT, limit=9)
+
+
+def leasing(world: World) -> Scenario:
+    given_debts(world, "a", "b")
+
+    def check(_: object) -> None:
+        # Which the first may have leased whose line was cut: then it comes when that lease has timed out.
+        assert world.owed() == [(("a", "b"), 0)]
+
+    return lambda: leased(world, world.store), check
+
+
+def forgetting_whom_nothing_is_owed(world: World) -> Scenario:
+    given_debts(world, "a")
+    (notification,) = leased(world, world.beside)
+    world.beside.record_notification(notification, retry_in=None)
+
+    def check(_: object) -> None:
+        assert not [row for (row,) in world.contents() if row.startswith(("mailings", "debts"))]
+
+    return lambda: leased(world, world.store), check
+
+
+def telling(world: World) -> Scenario:
+    given_debts(world, "a", "b")
+    (notification,) = leased(world, world.beside)
+
+    def check(_: object) -> None:
+        assert world.owed() == []
+
+    return lambda: world.store.record_notification(notification, retry_in=None), check
+
+
+def failing_to_tell(world: World) -> Scenario:
+    given_debts(world, "a")
+    (notification,) = leased(world, world.beside)
+
+    def check(_: object) -> None:
+        assert world.owed() == [(("a",), 1)]
+
+    return lambda: world.store.record_notification(notification, retry_in=timedelta(0)), check
+
+
+def purging(world: World) -> Scenario:
+    world.given("a", "b")
+    world.given("kept", queue_id="queue")
+    for one in world.acquired_from(world.beside):
+        if one.id != "kept":
+            world.beside.record_attempt(one, an_attempt(200), DELIVERED)
+
+    def check(_: object) -> None:
+        assert world.numbers() == {"kept": 1}
+        assert len(world.contents()) == len(("its row", "its request", "its queue"))
+
+    return lambda: world.store.purge(finished_for=timedelta(0)), check
+
+
+SCENARIOS: list[Callable[[World], Scenario]] = [
+    storing,
+    storing_several,
+    storing_again,
+    looking,
+    looking_at_the_time,
+    asking_when,
+    listing,
+    acquiring,
+    taking_over,
+    recording,
+    recording_late,
+    releasing,
+    cancelling,
+    redelivering_in_place,
+    redelivering_at_the_tail,
+    leasing,
+    forgetting_whom_nothing_is_owed,
+    telling,
+    failing_to_tell,
+    purging,
+]
+WRITING = [one for one in SCENARIOS if one not in (looking, looking_at_the_time, asking_when, listing)]
+COMMITTING = [one for one in WRITING if one not in (storing, storing_several, storing_again)]
+
+IN_THE_WAY = ("40001", "40P01")
+LINE_LOST = ("57P01", "08006")
+
+
+def statements_of(world: World, scenario: Callable[[World], Scenario]) -> list[str]:
+    """What a call executes when all is well."""
+    call, check = scenario(world)
+    before = len(world.proxy.statements)
+    result = call()
+    statements = world.proxy.statements[before:]
+    check(result)
+    return statements
+
+
+def as_sent(text: str) -> str:
+    """A statement as psycopg sends it: values have numbers, the same one for each name."""
+    names: list[str] = []
+    return re.sub(r"%\((\w+)\)s", lambda name: f"${_number(names, name[1])}", text)
+
+
+def _number(names: list[str], name: str) -> int:
+    if name not in names:
+        names.append(name)
+    return names.index(name) + 1
+
+
+def test_the_scenarios_meet_every_statement(world: World) -> None:
+    met = set()
+    for scenario in SCENARIOS:
+        world.empty()
+        met |= set(statements_of(world, scenario))
+
+    names = {name for name, one in load("callbackq", "postgres").items() if as_sent(one.text) in met}
+    in_transactions = {name for name in ("now",) if any(one.startswith("BEGIN") and "clock" in one for one in met)}
+    assert set(load("callbackq", "postgres")) - names - in_transactions == {"lock_queues"} - names
+
+
+@contextmanager
+def raises_doubtful() -> Iterator[None]:
+    """Raises what does not say that nothing was written."""
+    with pytest.raises(DataAccessError) as raised:
+        yield
+    assert not isinstance(raised.value, TransientDataAccessError)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_one_error_after_another_of_any_statement_is_survived(
+    world: World, scenario: Callable[[World], Scenario]
+) -> None:
+    statements = dict.fromkeys(one for one in statements_of(world, scenario) if not re.match(COMMIT, one))
+
+    for statement in statements:
+        world.empty()
+        call, check = scenario(world)
+        faults = [world.proxy.fail(state, f"^{re.escape(statement)}$") for state in (*IN_THE_WAY, *LINE_LOST)]
+        result = call()
+        for fault in faults:
+            fault.wait()
+        check(result)
+
+
+@pytest.mark.parametrize("scenario", COMMITTING)
+def test_an_error_of_any_commit_is_survived(world: World, scenario: Callable[[World], Scenario]) -> None:
+    commits = [one for one in statements_of(world, scenario) if re.match(COMMIT, one)]
+    assert commits
+
+    for nth, states in itertools.product(range(1, len(commits) + 1), (IN_THE_WAY, *([one] for one in LINE_LOST))):
+        world.empty()
+        call, check = scenario(world)
+        before = world.contents()
+        faults = [world.proxy.fail(state, COMMIT, nth=nth) for state in states]
+        if states is not IN_THE_WAY:
+            # Nobody knows what became of it, also when it is a pooler that says so.
+            with raises_doubtful():
+                call()
+            assert world.contents() == before
+        result = call()
+        for fault in faults:
+            fault.wait()
+        check(result)
+
+
+@pytest.mark.parametrize("scenario", WRITING)
+@pytest.mark.parametrize("written", [False, True])
+def test_a_line_that_is_lost_at_the_commit_loses_and_doubles_nothing(
+    world: World, scenario: Callable[[World], Scenario], written: bool
+) -> None:
+    statements = statements_of(world, scenario)
+    single = [one for one in statements if "clock_timestamp" in one and "INSERT" in one]
+    commits = [one for one in statements if re.match(COMMIT, one)]
+
+    for nth in range(1, len(commits) + 1):
+        world.empty()
+        call, check = scenario(world)
+        before = world.contents()
+        fault = world.proxy.cut_after(nth=nth) if written else world.proxy.cut_before(nth=nth)
+        with raises_doubtful():
+            call()
+        fault.wait()
+        assert (world.contents() != before) == written
+        check(call())
+
+    # A statement that is its own transaction is repeated at once.
+    for nth in range(1, len(single) + 1):
+        world.empty()
+        call, check = scenario(world)
+        fault = (world.proxy.cut_after if written else world.proxy.cut_before)("INSERT INTO", nth=nth)
+        check(call())
+        fault.wait()
+
+    assert commits or single

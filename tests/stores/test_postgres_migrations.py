@@ -1,0 +1,212 @@
+"""How a PostgreSQL database gets its tables: by itself, by hand, by several at a time, in any schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from multiprocessing import get_context
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from callbackq.errors import DataAccessError, InvalidRequestError, SchemaVersionError
+from callbackq.stores.postgres import PostgreSQLDataAccess, migrate, migration_sql
+from callbackq.stores.postgres.schema import NEWEST_VERSION
+from callbackq.stores.postgres.transaction import Profile
+from callbackq.testing.conformance.base import DELIVERED, LOCK_TIMEOUT, a_request, an_attempt
+from callbackq.testing.conformance.concurrency import Child
+from support.postgres import PostgreSQL
+from support.processes import LIMIT
+
+ODD_NAMES = [
+    "Callbacks",
+    'quo"ted',
+    "with space",
+    "order",
+    "ä" * 31,
+    "x" * 63,
+    "{schema}",
+    "%s",
+    "a.b",
+    "'; --",
+    ":now",
+]
+
+
+@pytest.fixture
+def conninfo(postgres: PostgreSQL, database: str) -> str:
+    return postgres.conninfo(database)
+
+
+def works(store: PostgreSQLDataAccess) -> bool:
+    id = store.store_callback_request(a_request(queue_id="queue")).id
+    (acquired,) = store.acquire_locks("machine", lock_timeout=LOCK_TIMEOUT, limit=10)
+    store.record_attempt(acquired, an_attempt(200), DELIVERED)
+    return store.get_callback_status(id).success
+
+
+def description(conninfo: str, schema: str) -> list[tuple[object, ...]]:
+    """Tables, columns, indexes, constraints and settings of a schema, without its name."""
+    with psycopg.connect(conninfo) as connection:
+        columns = connection.execute(
+            "SELECT table_name, column_name, data_type, is_nullable, column_default, collation_name, is_identity "
+            "FROM information_schema.columns WHERE table_schema = %s ORDER BY 1, 2",
+            [schema],
+        ).fetchall()
+        indexes = connection.execute(
+            "SELECT indexname, replace(indexdef, quote_ident(%s) || '.', '') FROM pg_indexes WHERE schemaname = %s "
+            "ORDER BY 1",
+            [schema, schema],
+        ).fetchall()
+        tables = connection.execute(
+            "SELECT relname, reloptions FROM pg_class WHERE relnamespace = %s::regnamespace AND relkind = 'r' "
+            "ORDER BY 1",
+            [sql.Identifier(schema).as_string(None)],
+        ).fetchall()
+        versions = connection.execute(
+            sql.SQL("SELECT version FROM {}.version").format(sql.Identifier(schema))
+        ).fetchall()
+    return [*columns, *indexes, *tables, *versions]
+
+
+def test_processes_that_migrate_at_the_same_time_all_succeed(conninfo: str) -> None:
+    profiles: list[Profile | None] = [None, "postgres", "distributed", "postgres"]
+    all_at_once = get_context("fork").Barrier(len(profiles))
+
+    def work(profile: Profile | None) -> None:
+        all_at_once.wait(LIMIT)
+        if profile is None:
+            migrate(conninfo)
+        else:
+            PostgreSQLDataAccess(conninfo, profile=profile).open()
+
+    for child in [Child(lambda _, profile=profile: work(profile)) for profile in profiles]:  # type: ignore[misc]
+        child.finish()
+
+    with PostgreSQLDataAccess(conninfo, may_migrate=False) as store:
+        assert works(store)
+
+
+@pytest.mark.parametrize("schema", ["callbackq", 'quo"ted %s'])
+def test_the_printed_sql_does_the_same(conninfo: str, schema: str) -> None:
+    migrate(conninfo, schema="by itself")
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute(migration_sql(schema=schema))
+
+    assert description(conninfo, schema) == description(conninfo, "by itself")
+    with PostgreSQLDataAccess(conninfo, schema=schema, may_migrate=False) as store:
+        assert works(store)
+
+
+def test_migrating_again_changes_nothing(conninfo: str) -> None:
+    migrate(conninfo)
+    with PostgreSQLDataAccess(conninfo) as store:
+        store.store_callback_request(a_request(), id="kept")
+    before = description(conninfo, "callbackq")
+
+    migrate(conninfo)
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute(migration_sql(since=NEWEST_VERSION))
+
+    assert description(conninfo, "callbackq") == before
+    with PostgreSQLDataAccess(conninfo) as store:
+        assert store.get_callback_status("kept").id == "kept"
+
+
+def test_a_newer_schema_is_refused_and_left_alone(conninfo: str) -> None:
+    migrate(conninfo)
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute("UPDATE callbackq.version SET version = version + 1")
+    before = description(conninfo, "callbackq")
+
+    for may_migrate in (True, False):
+        store = PostgreSQLDataAccess(conninfo, may_migrate=may_migrate)
+        for call in (store.open, store.now, lambda store=store: store.store_callback_request(a_request())):
+            with pytest.raises(SchemaVersionError):
+                call()
+        store.close()
+    with pytest.raises(SchemaVersionError):
+        migrate(conninfo)
+
+    assert description(conninfo, "callbackq") == before
+
+
+def test_a_store_that_may_not_migrate_says_who_should(conninfo: str) -> None:
+    with pytest.raises(DataAccessError, match=r"call migrate\(\), or run the SQL of migration_sql\(\)"):
+        PostgreSQLDataAccess(conninfo, may_migrate=False).open()
+    with psycopg.connect(conninfo) as connection:
+        assert connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = 'callbackq'").fetchall() == []
+
+    migrate(conninfo)
+
+    with PostgreSQLDataAccess(conninfo, may_migrate=False) as store:
+        assert works(store)
+
+
+def test_a_migration_that_fails_leaves_no_half_of_itself(conninfo: str) -> None:
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA callbackq; CREATE TABLE callbackq.mailings (somebody TEXT, elses TEXT)")
+
+    with pytest.raises(DataAccessError, match="refused a statement"):
+        PostgreSQLDataAccess(conninfo).open()
+
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        tables = {
+            name for (name,) in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'callbackq'")
+        }
+        assert tables == {"mailings", "version"}
+        connection.execute("DROP TABLE callbackq.mailings")
+    with PostgreSQLDataAccess(conninfo) as store:
+        assert works(store)
+
+
+def test_a_user_without_rights_is_told(postgres: PostgreSQL, database: str) -> None:
+    if postgres.admin_conninfo() == postgres.conninfo():
+        pytest.skip("needs a second user, which only a server of our own has")
+    migrate(postgres.admin_conninfo(database), schema="theirs")
+
+    with pytest.raises(DataAccessError, match="refused a right"):
+        PostgreSQLDataAccess(postgres.conninfo(database), schema="theirs").open()
+
+
+def test_stores_in_two_schemas_know_nothing_of_each_other(conninfo: str) -> None:
+    with PostgreSQLDataAccess(conninfo, schema="one") as one, PostgreSQLDataAccess(conninfo, schema="two") as two:
+        assert one.store_callback_request(a_request(queue_id="queue"), id="a").sequence == 1
+        assert two.store_callback_request(a_request(queue_id="queue", method="PUT"), id="a").sequence == 1
+        (acquired,) = one.acquire_locks("machine", lock_timeout=LOCK_TIMEOUT, limit=10)
+        assert acquired.request is not None
+        assert acquired.request.method == "POST"
+        one.record_attempt(acquired, an_attempt(200), DELIVERED)
+        assert one.get_callback_status("a").success
+        assert not two.get_callback_status("a").success
+        assert len(two.acquire_locks("machine", lock_timeout=LOCK_TIMEOUT, limit=10)) == 1
+
+
+@pytest.fixture(scope="module")
+def shared_conninfo(postgres: PostgreSQL) -> Iterator[str]:
+    with postgres.database() as name:
+        yield postgres.conninfo(name)
+
+
+@pytest.mark.parametrize("schema", ODD_NAMES)
+def test_a_schema_may_have_any_name(shared_conninfo: str, schema: str) -> None:
+    with PostgreSQLDataAccess(shared_conninfo, schema=schema) as store:
+        assert works(store)
+
+    with psycopg.connect(shared_conninfo) as connection:
+        found = connection.execute(
+            "SELECT 1 FROM pg_tables WHERE schemaname = %s AND tablename = 'callbacks'", [schema]
+        )
+        assert found.fetchall() == [(1,)]
+
+
+@pytest.mark.parametrize("schema", ["", "x" * 64, "ä" * 32, "a\nb", "a\x00b", "\ud800", None, b"callbackq"])
+def test_what_is_no_schemas_name_is_refused(schema: str) -> None:
+    for call in (
+        lambda: PostgreSQLDataAccess("", schema=schema),
+        lambda: migrate("", schema=schema),
+        lambda: migration_sql(schema=schema),
+    ):
+        with pytest.raises(InvalidRequestError) as raised:
+            call()
+        assert [path for path, _ in raised.value.errors] == ["schema"]

@@ -1,0 +1,58 @@
+"""The PostgreSQL store behind a pooler that gives each transaction another session, and dispatchers there."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import ClassVar
+
+import pytest
+
+from callbackq import Dispatcher
+from callbackq.dataaccess import DataAccess
+from callbackq.events import EventKind
+from callbackq.stores.postgres import PostgreSQLDataAccess
+from callbackq.testing import FakeClock, ScriptedTransport
+from callbackq.testing.conformance import Exclusive, Reads, SequenceNumbers, ThreadsAndForks
+from callbackq.testing.conformance.base import a_request
+from support.dispatching import Witness
+from support.postgres import PostgreSQL
+from support.postgres_pooler import SwappingPooler
+from support.postgres_stores import PostgreSQLHooks
+
+
+class TestPooledConformance(PostgreSQLHooks, Exclusive, SequenceNumbers, Reads, ThreadsAndForks):
+    profile = "postgres"
+    pooler: ClassVar[SwappingPooler]
+
+    @pytest.fixture(autouse=True, scope="class")
+    @staticmethod
+    def _pooler(request: pytest.FixtureRequest, _database: None) -> Iterator[None]:
+        with SwappingPooler(request.cls.server.conninfo(request.cls.database)) as request.cls.pooler:
+            yield
+
+    def reopen(self, data_access: DataAccess | None, clock: FakeClock) -> DataAccess:
+        return PostgreSQLDataAccess(self.pooler.conninfo, profile=self.profile, clock=clock)
+
+
+def test_a_dispatcher_finds_everything_where_no_hint_comes_through(
+    postgres: PostgreSQL, migrated_database: str
+) -> None:
+    witness, transport = Witness(), ScriptedTransport([500])
+    with (
+        SwappingPooler(postgres.conninfo(migrated_database)) as pooler,
+        PostgreSQLDataAccess(pooler.conninfo) as store,
+        PostgreSQLDataAccess(pooler.conninfo) as enqueuer,
+        Dispatcher(store, transport=transport, observer=witness, poll_interval=timedelta(milliseconds=50)),
+    ):
+        # More than a session's first, of whom the pooler still knows.
+        for number in range(40):
+            enqueuer.store_callback_request(a_request(queue_id=f"queue {number % 4}"))
+            if number % 10 == 0:
+                witness.wait_for(EventKind.SUCCEEDED, number // 2)
+        witness.wait_for(EventKind.FAILED, 1)
+        witness.wait_for(EventKind.SUCCEEDED, 39)
+
+    assert len(transport.deliveries) == 40
+    assert [thread.name for thread in threading.enumerate() if "callbackq" in thread.name] == []

@@ -1,0 +1,218 @@
+"""What several do to the same queues of PostgreSQL at the same time."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from callbackq.core.models import CallbackState
+from callbackq.dataaccess import Acquired, AttemptRecord
+from callbackq.errors import TransientDataAccessError
+from callbackq.stores.postgres import PostgreSQLDataAccess
+from callbackq.testing.conformance.base import DELIVERED, LOCK_TIMEOUT, a_request, an_attempt
+from callbackq.testing.conformance.concurrency import race
+from support.postgres import PostgreSQL, until
+
+
+@pytest.fixture
+def conninfo(postgres: PostgreSQL, migrated_database: str) -> str:
+    return postgres.conninfo(migrated_database)
+
+
+@pytest.fixture
+def store(conninfo: str) -> Iterator[PostgreSQLDataAccess]:
+    with PostgreSQLDataAccess(conninfo) as store:
+        yield store
+
+
+@contextmanager
+def transaction(conninfo: str) -> Iterator[psycopg.Connection[Any]]:
+    """One of the application's, rolled back unless it commits."""
+    connection = psycopg.connect(conninfo)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def acquire(store: PostgreSQLDataAccess, limit: int = 100) -> list[Acquired]:
+    return store.acquire_locks("machine", lock_timeout=LOCK_TIMEOUT, limit=limit)
+
+
+def succeed(store: PostgreSQLDataAccess, acquired: list[Acquired]) -> None:
+    store.record_attempts(
+        [AttemptRecord(acquired=one, attempt=an_attempt(200), transition=DELIVERED) for one in acquired]
+    )
+
+
+# A transaction that stored, and stays open.
+
+
+def test_an_open_transaction_holds_up_no_other_queue(store: PostgreSQLDataAccess, conninfo: str) -> None:
+    for queue in ("held", "other"):
+        store.store_callback_requests([a_request(queue_id=queue)] * 2, ids=[f"{queue}-1", f"{queue}-2"])
+    with transaction(conninfo) as connection:
+        store.store_callback_request(a_request(queue_id="held"), id="held-3", connection=connection)
+
+        succeed(store, acquire(store))  # in one batch, with that of the held queue
+        assert store.get_callback_status("held-1").state is CallbackState.SUCCEEDED
+        assert [one.id for one in acquire(store)] == ["other-2"]
+        store.store_callback_request(a_request(queue_id="other"))
+        store.store_callback_request(a_request())
+
+        connection.commit()
+
+    found: list[str] = []
+    until(lambda: found.extend(one.id for one in acquire(store)) or "held-2" in found, "the held queue to go on")
+    assert found.count("held-2") == 1
+    assert "held-3" not in found
+
+
+def test_the_next_goes_also_when_the_transaction_is_rolled_back(store: PostgreSQLDataAccess, conninfo: str) -> None:
+    store.store_callback_requests([a_request(queue_id="queue")] * 2, ids=["first", "second"])
+    with transaction(conninfo) as connection:
+        store.store_callback_request(a_request(queue_id="queue"), id="never", connection=connection)
+        succeed(store, acquire(store))
+        assert acquire(store) == []
+
+    found: list[str] = []
+    until(lambda: found.extend(one.id for one in acquire(store)) or found, "the queue to go on")
+    assert found == ["second"]
+
+
+def test_whoever_joins_a_held_queue_is_told_after_all_patience(store: PostgreSQLDataAccess, conninfo: str) -> None:
+    with (
+        PostgreSQLDataAccess(conninfo, patience=timedelta(milliseconds=50)) as impatient,
+        transaction(conninfo) as connection,
+    ):
+        store.store_callback_request(a_request(queue_id="queue"), connection=connection)
+
+        with pytest.raises(TransientDataAccessError, match="keep transactions that store callbacks short"):
+            impatient.store_callback_request(a_request(queue_id="queue"), id="a")
+        connection.commit()
+
+        assert impatient.store_callback_request(a_request(queue_id="queue"), id="a").sequence == 2
+
+
+# Locks in an order.
+
+
+def test_transactions_that_cross_are_told_to_repeat(store: PostgreSQLDataAccess, conninfo: str) -> None:
+    both_have_one = threading.Barrier(2)
+
+    def cross(first: str, second: str) -> bool:
+        with transaction(conninfo) as connection:
+            store.store_callback_request(a_request(queue_id=first), connection=connection)
+            both_have_one.wait(10)
+            try:
+                store.store_callback_request(a_request(queue_id=second), connection=connection)
+            except TransientDataAccessError:
+                connection.rollback()
+                return False
+            connection.commit()
+            return True
+
+    committed = race([lambda: cross("a", "b"), lambda: cross("b", "a")])
+
+    assert sorted(committed) == [False, True]
+    assert sorted(one.queue_id for one in store.list_callbacks()) == ["a", "b"]
+
+
+def test_batches_of_the_same_queues_never_meet_in_a_deadlock(store: PostgreSQLDataAccess, conninfo: str) -> None:
+    names = [f"Queue {number}" if number % 2 else f"queue {number}" for number in range(20)]
+
+    def store_batches(seed: int) -> None:
+        shuffled = random.Random(seed)
+        with PostgreSQLDataAccess(conninfo) as own:
+            for _ in range(15):
+                shuffled.shuffle(names_of_mine := [*names])
+                own.store_callback_requests([a_request(queue_id=name) for name in names_of_mine])
+
+    before = deadlocks(conninfo)
+    race([lambda seed=seed: store_batches(seed) for seed in range(3)])
+
+    assert deadlocks(conninfo) == before
+    assert {one.sequence for one in store.list_callbacks(queue_id=names[0])} == set(range(1, 46))
+
+
+def deadlocks(conninfo: str) -> int:
+    with psycopg.connect(conninfo) as connection:
+        connection.execute("SELECT pg_stat_force_next_flush()")
+        row = connection.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()").fetchone()
+    assert row
+    return int(row[0])
+
+
+# The lost wake-up: one joins a queue while its last callback ends.
+
+
+def test_no_queue_is_left_without_its_head_and_none_gets_two(store: PostgreSQLDataAccess, conninfo: str) -> None:
+    rounds, queues = 60, 20
+    stored = threading.Event()
+    left = threading.Semaphore(0)
+
+    def enqueue(seed: int) -> None:
+        chance = random.Random(seed)
+        with PostgreSQLDataAccess(conninfo) as own:
+            for _ in range(rounds):
+                chosen = [a_request(queue_id=f"queue {chance.randrange(queues)}") for _ in range(3)]
+                own.store_callback_requests(chosen)
+        left.release()
+
+    def complete() -> int:
+        done = 0
+        with PostgreSQLDataAccess(conninfo) as own:
+            while True:
+                is_last = stored.is_set()
+                acquired = acquire(own, limit=5)
+                succeed(own, acquired)
+                done += len(acquired)
+                if is_last and not acquired and own.next_due() is None:
+                    return done
+
+    def wait_for_enqueuers() -> int:
+        assert left.acquire(timeout=25)
+        assert left.acquire(timeout=25)
+        stored.set()
+        return 0
+
+    workers: list[Callable[[], Any]] = [lambda: enqueue(1), lambda: enqueue(2), complete, complete, wait_for_enqueuers]
+    results = race(workers)
+
+    assert sum(result or 0 for result in results) == rounds * 3 * 2
+    assert {one.state for one in store.list_callbacks()} == {CallbackState.SUCCEEDED}
+
+
+# The order of commits.
+
+
+def test_callbacks_are_delivered_in_the_order_of_commits(store: PostgreSQLDataAccess, conninfo: str) -> None:
+    committed: dict[str, list[str]] = {"a": [], "b": []}
+
+    def enqueue(seed: int) -> None:
+        chance = random.Random(seed)
+        for number in range(40):
+            queue = chance.choice("ab")
+            id = f"{seed}-{number}"
+            with transaction(conninfo) as connection:
+                store.store_callback_request(a_request(queue_id=queue), id=id, connection=connection)
+                connection.execute("SELECT pg_sleep(%s)", [chance.random() * 0.003])
+                # Nobody else can be between these two: who has stored into the queue has its row.
+                committed[queue].append(id)
+                connection.commit()
+
+    race([lambda: enqueue(1), lambda: enqueue(2)])
+    delivered: dict[str, list[str]] = {"a": [], "b": []}
+    while acquired := acquire(store):
+        for one in acquired:
+            delivered[one.queue_id].append(one.id)
+        succeed(store, acquired)
+
+    assert delivered == committed

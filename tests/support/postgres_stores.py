@@ -1,0 +1,95 @@
+"""PostgreSQL stores for tests: databases that are migrated already, and the conformance suite's hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import psycopg
+import pytest
+
+from callbackq.dataaccess import DataAccess
+from callbackq.stores.postgres import PostgreSQLDataAccess
+from callbackq.stores.postgres.transaction import Profile
+from callbackq.testing import FakeClock
+from callbackq.testing.conformance.base import Conformance
+from support.postgres import PostgreSQL
+from support.postgres_faults import CuttingProxy
+
+__all__ = ["TABLES", "ConflictingHooks", "PostgreSQLHooks"]
+
+TABLES = ("queues", "callbacks", "requests", "history", "mailings", "debts")
+
+
+class PostgreSQLHooks(Conformance):
+    """For the suite, or a part of it, on a database of the shared server."""
+
+    profile: ClassVar[Profile]
+    server: ClassVar[PostgreSQL]
+    database: ClassVar[str]
+
+    @pytest.fixture(autouse=True, scope="class")
+    @staticmethod
+    def _database(request: pytest.FixtureRequest, postgres: PostgreSQL, migrated: str) -> Iterator[None]:
+        # For the class: it is there before `setup_method`, and emptied many times faster than it is made.
+        with postgres.database(migrated) as name:
+            request.cls.server, request.cls.database = postgres, name
+            yield
+
+    def make_data_access(self, clock: FakeClock) -> DataAccess:
+        self.server.execute("; ".join(f"DELETE FROM callbackq.{table}" for table in TABLES), dbname=self.database)
+        return self.reopen(None, clock)
+
+    def reopen(self, data_access: DataAccess | None, clock: FakeClock) -> DataAccess:
+        return PostgreSQLDataAccess(self.server.conninfo(self.database), profile=self.profile, clock=clock)
+
+    @contextmanager
+    def application_transaction(self, data_access: DataAccess) -> Iterator[psycopg.Connection[Any]]:
+        connection = psycopg.connect(self.server.conninfo(self.database))
+        try:
+            yield connection
+        finally:
+            # Not as its own context manager, which would commit.
+            connection.close()
+
+    @contextmanager
+    def outage(self, data_access: DataAccess) -> Iterator[None]:
+        self._allow_connections(False)
+        self.server.terminate_backends(self.database)
+        try:
+            yield
+        finally:
+            self._allow_connections(True)
+
+    def _allow_connections(self, are_allowed: bool) -> None:
+        self.server.execute(f"ALTER DATABASE {self.database} ALLOW_CONNECTIONS {are_allowed}")
+
+
+class ConflictingHooks(PostgreSQLHooks):
+    """
+    For the suite while others are in the way now and then, often early in a test, of whatever statement.
+
+    Not on the application's connections: it is the application that repeats its transactions.
+    """
+
+    proxy: ClassVar[CuttingProxy]
+
+    @pytest.fixture(autouse=True, scope="class")
+    @staticmethod
+    def _proxy(request: pytest.FixtureRequest, _database: None) -> Iterator[None]:
+        with CuttingProxy(request.cls.server.conninfo(request.cls.database)) as request.cls.proxy:
+            yield
+
+    def make_data_access(self, clock: FakeClock) -> DataAccess:
+        store = super().make_data_access(clock)
+        for nth in (2, 6, 13, 27, 55, 111, 223):
+            self.proxy.fail("40001", nth=nth)
+        return store
+
+    def teardown_method(self, method: object = None) -> None:
+        self.proxy.forget()
+        super().teardown_method(method)
+
+    def reopen(self, data_access: DataAccess | None, clock: FakeClock) -> DataAccess:
+        return PostgreSQLDataAccess(self.proxy.conninfo, profile=self.profile, clock=clock)
