@@ -12,6 +12,7 @@ from attrs import define
 from psycopg import sql
 from psycopg.rows import tuple_row
 
+from callbackq.stores.postgres.arrays import literal
 from callbackq.stores.sql.rows import CallbackRow, Key, Row
 from callbackq.stores.sql.scripts import load_statements
 from callbackq.stores.sql.transaction import Transaction
@@ -138,4 +139,5 @@ class PostgreSQLTransaction(Transaction):
         # Whatever the host has set for its connection. Prepared statements would belong to a session, which a pooler
         # may change between two transactions.
         cursor = self._connection.cursor(row_factory=tuple_row)
-        return cursor.execute(self._statements[name].text, values, prepare=False)
+        given = {name: literal(value) if type(value) is list else value for name, value in values.items()}
+        return cursor.execute(self._statements[name].text, given, prepare=False)
