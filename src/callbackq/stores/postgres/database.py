@@ -1,8 +1,9 @@
 """
 Connections and transactions: how an operation becomes one transaction, and what happens when it can't.
 
-A transaction is short, and nothing is kept in a session: no settings, no prepared statements, no advisory locks. So
-it may run on any connection, also behind a pooler that gives each transaction another one.
+A transaction is short, and keeps nothing in a session that another needs: no settings, no advisory locks. So it may run
+on any connection, also behind a pooler that gives each transaction another one. Statements are prepared where a
+connection leads to one session for certain, and only because that is quicker.
 """
 
 from __future__ import annotations
@@ -31,8 +32,7 @@ _T = TypeVar("_T")
 
 CONNECTION_SETTINGS: Final[dict[str, Any]] = {
     "autocommit": True,
-    # Prepared statements belong to a session, which a pooler may change between two transactions.
-    "prepare_threshold": None,
+    "prepare_threshold": None,  # see _let_prepare
     "application_name": "callbackq",
     "connect_timeout": 10,
     # A server that vanishes without a word is noticed after half a minute, not after the system's two hours.
@@ -147,9 +147,9 @@ class Database:
         def read_once() -> _T:
             with self._connection() as connection:
                 try:
-                    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                    result = operation(PostgreSQLTransaction(connection, self.statements, constants))
-                    connection.execute("COMMIT")
+                    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", prepare=False)
+                    result = operation(self._transaction(connection, constants))
+                    connection.execute("COMMIT", prepare=False)
                 except BaseException as error:
                     _roll_back(connection)
                     if isinstance(error, psycopg.Error):
@@ -169,7 +169,7 @@ class Database:
         def run_once() -> _T:
             with self._connection() as connection:
                 try:
-                    return operation(PostgreSQLTransaction(connection, self.statements, {}))
+                    return operation(self._transaction(connection, {}))
                 except psycopg.Error as error:
                     # A server that answers has undone the statement.
                     raise faults.translate(error, nothing_written=error.sqlstate is not None) from error
@@ -204,7 +204,7 @@ class Database:
         with self._connection() as connection:
             try:
                 began = self._start(connection)
-                transaction = PostgreSQLTransaction(connection, self.statements, constants, began=began)
+                transaction = self._transaction(connection, constants, began=began)
                 given = self.given_now_us()
                 result = operation(transaction, began if given is None else given)
             except BaseException as error:
@@ -213,16 +213,23 @@ class Database:
                     raise faults.translate(error, nothing_written=True) from error
                 raise
             try:
-                connection.execute("COMMIT")
+                connection.execute("COMMIT", prepare=False)
             except psycopg.Error as error:
                 _roll_back(connection)
                 # A server that answers has undone it. One that doesn't may have committed before the line broke.
                 raise faults.translate(error, nothing_written=error.sqlstate is not None) from error
             return result
 
+    def _transaction(
+        self, connection: psycopg.Connection[Any], constants: Mapping[str, object], *, began: int = 0
+    ) -> PostgreSQLTransaction:
+        # A given pool may be anything.
+        prepares = self._given_pool is None
+        return PostgreSQLTransaction(connection, self.statements, constants, prepares=prepares, began=began)
+
     def _start(self, connection: psycopg.Connection[Any]) -> int:
         # Several statements without values are one round trip.
-        cursor = connection.execute(self._begin)
+        cursor = connection.execute(self._begin, prepare=False)
         while cursor.nextset():
             pass
         (now,) = cursor.fetchone() or (0,)
@@ -269,6 +276,10 @@ class Database:
             if begins_by_itself:
                 connection.autocommit = True
             yield connection
+        except DataAccessError as error:
+            if faults.is_forgotten_statement(error):
+                connection.prepare_threshold = None
+            raise
         finally:
             if begins_by_itself and not connection.closed:
                 connection.autocommit = False
@@ -284,6 +295,7 @@ class Database:
                     min_size=0,
                     max_size=self._connections,
                     open=True,
+                    configure=_let_prepare,
                     name="callbackq-postgres",
                     num_workers=1,
                     reconnect_timeout=self.patience_ms / 1000,
@@ -338,10 +350,22 @@ class Enlisted:
             raise faults.translate(error, nothing_written=True) from error
 
 
+def _let_prepare(connection: psycopg.Connection[Any]) -> None:
+    """
+    Let a connection keep statements, if it leads to one session.
+
+    A pooler may change that between two transactions, and then a statement's name means nothing there, or what another
+    client has prepared. It shows by its answer at the start of a connection: it can't name one backend to all.
+    """
+    (backend,) = connection.execute("SELECT pg_backend_pid()").fetchone() or (0,)
+    if backend == connection.info.backend_pid:
+        connection.prepare_threshold = 0
+
+
 def _unusable(reason: str) -> InvalidRequestError:
     return InvalidRequestError([("connection", reason)])
 
 
 def _roll_back(connection: psycopg.Connection[Any]) -> None:
     with suppress(psycopg.Error):
-        connection.execute("ROLLBACK")
+        connection.execute("ROLLBACK", prepare=False)
