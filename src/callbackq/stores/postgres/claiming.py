@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
 
@@ -12,7 +13,7 @@ from callbackq.stores.sql import locking
 from callbackq.stores.sql.instants import later
 from callbackq.stores.sql.rows import CallbackRow
 
-__all__ = ["Mark", "claim"]
+__all__ = ["Mark", "claim", "next_due", "search"]
 
 _LAG_US: Final = 1_000_000
 _LEAST_REST_US: Final = 1_000_000
@@ -34,6 +35,29 @@ def claim(
         transaction.run_many("lock", [vars(row) for row in rows])
 
     return locking.claim(transaction, now, limit=limit, take=take)
+
+
+def search(
+    transaction: PostgreSQLTransaction,
+    now: int,
+    *,
+    mark: Mark,
+    claim: Callable[[PostgreSQLTransaction, int], list[locking.Claim]],
+) -> list[locking.Claim]:
+    """Claim from where the mark is, and move it when its time has come."""
+    begin = mark.begin(now)
+    if not begin:
+        next_due(transaction, now, mark, begin=begin)
+    transaction.let(mark=begin)
+    return claim(transaction, now)
+
+
+def next_due(transaction: PostgreSQLTransaction, now: int, mark: Mark, *, begin: int) -> int | None:
+    """Read when the earliest head is due, from where a search is to begin; a mark learns from the beginning."""
+    due: int | None = transaction.value("next_due", mark=begin)
+    if not begin:
+        mark.found(due, now)
+    return due
 
 
 @define

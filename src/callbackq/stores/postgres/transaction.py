@@ -89,6 +89,10 @@ class PostgreSQLTransaction(Transaction):
         self._constants = constants
         self._locked: set[Key] = set()
 
+    def let(self, **constants: object) -> None:
+        """Give more values that are the same for all statements from now on."""
+        self._constants = {**self._constants, **constants}
+
     def all(self, name: str, /, **values: object) -> list[Row]:
         return self._execute(name, {**self._constants, **values}).fetchall()
 
