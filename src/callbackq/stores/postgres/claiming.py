@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
 
@@ -12,7 +13,7 @@ from callbackq.stores.sql import locking
 from callbackq.stores.sql.instants import later
 from callbackq.stores.sql.rows import LOCKED, CallbackRow
 
-__all__ = ["Mark", "claim", "give_back"]
+__all__ = ["Mark", "claim", "give_back", "next_due", "search"]
 
 _LAG_US: Final = 1_000_000
 _LEAST_REST_US: Final = 1_000_000
@@ -54,6 +55,29 @@ def _is_held(claimed: CallbackRow, found: CallbackRow | None) -> bool:
         and (found.token, found.acquired, found.due, found.machine)
         == (claimed.token, claimed.acquired, claimed.due, claimed.machine)
     )
+
+
+def search(
+    transaction: PostgreSQLTransaction,
+    now: int,
+    *,
+    mark: Mark,
+    claim: Callable[[PostgreSQLTransaction, int], list[locking.Claim]],
+) -> list[locking.Claim]:
+    """Claim from where the mark is, and move it when its time has come."""
+    begin = mark.begin(now)
+    if not begin:
+        next_due(transaction, now, mark, begin=begin)
+    transaction.let(mark=begin)
+    return claim(transaction, now)
+
+
+def next_due(transaction: PostgreSQLTransaction, now: int, mark: Mark, *, begin: int) -> int | None:
+    """Read when the earliest head is due, from where a search is to begin; a mark learns from the beginning."""
+    due: int | None = transaction.value("next_due", mark=begin)
+    if not begin:
+        mark.found(due, now)
+    return due
 
 
 @define

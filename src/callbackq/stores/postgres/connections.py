@@ -24,8 +24,7 @@ __all__ = ["Connections", "OwnConnections", "PoolConnections", "conninfo_faults"
 
 _SETTINGS: Final[dict[str, Any]] = {
     "autocommit": True,
-    # Prepared statements belong to a session, which a pooler may change between two transactions.
-    "prepare_threshold": None,
+    "prepare_threshold": None,  # see _let_prepare
     "application_name": "callbackq",
     "connect_timeout": 10,
     # A server that vanishes without a word is noticed after half a minute, not after the system's two hours.
@@ -67,7 +66,14 @@ def _is_conninfo(text: str) -> bool:
 
 
 class Connections(Protocol):
-    """Where connections come from."""
+    """
+    Where connections come from.
+
+    Attributes:
+        keep_statements: whether a connection says by its ``prepare_threshold`` that it may keep prepared ones.
+    """
+
+    keep_statements: bool
 
     def lend(self) -> AbstractContextManager[psycopg.Connection[Any]]:
         """
@@ -109,6 +115,8 @@ class OwnConnections(Connections):
         patience_seconds: how long to wait for one of them.
     """
 
+    keep_statements = True
+
     def __init__(self, conninfo: str, *, most: int, patience_seconds: float) -> None:
         self._conninfo = conninfo
         self._patience_seconds = patience_seconds
@@ -130,6 +138,8 @@ class OwnConnections(Connections):
             except DataAccessError as error:
                 if faults.is_at_the_wrong_server(error.__cause__):
                     connection.close()
+                if faults.is_forgotten_statement(error):
+                    connection.prepare_threshold = None
                 raise
             finally:
                 self._give_back(connection)
@@ -152,9 +162,11 @@ class OwnConnections(Connections):
         except IndexError:
             pass
         try:
-            return self.connect()
+            connection = self.connect()
+            _let_prepare(connection)
         except psycopg.Error as error:
             raise faults.translate(error, nothing_written=True) from error
+        return connection
 
     def _give_back(self, connection: psycopg.Connection[Any]) -> None:
         if connection.closed or connection.info.transaction_status is not TransactionStatus.IDLE:
@@ -175,6 +187,8 @@ class OwnConnections(Connections):
 
 class PoolConnections(Connections):
     """Take connections from the host's pool. It is the host who opens, sizes and closes it."""
+
+    keep_statements = False
 
     def __init__(self, pool: ConnectionPool[Any], *, patience_seconds: float) -> None:
         self._pool = pool
@@ -208,3 +222,15 @@ class PoolConnections(Connections):
 
     def leave_to_parent(self) -> None:
         raise DataAccessError("a pool can't be used in a forked process: make another pool and store there")
+
+
+def _let_prepare(connection: psycopg.Connection[Any]) -> None:
+    """
+    Let a connection keep statements, if it leads to one session.
+
+    A pooler may change that between two transactions, and then a statement's name means nothing there, or what another
+    client has prepared. It shows by its answer at the start of a connection: it can't name one backend to all.
+    """
+    (backend,) = connection.execute("SELECT pg_backend_pid()").fetchone() or (0,)
+    if backend == connection.info.backend_pid:
+        connection.prepare_threshold = 0

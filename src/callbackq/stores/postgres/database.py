@@ -1,8 +1,9 @@
 """
 Connections and transactions: how an operation becomes one transaction, and what happens when it can't.
 
-A transaction is short, and nothing is kept in a session: no settings, no prepared statements, no advisory locks. So
-it may run on any connection, also behind a pooler that gives each transaction another one.
+A transaction is short, and keeps nothing in a session that another needs: no settings, no advisory locks. So it may run
+on any connection, also behind a pooler that gives each transaction another one. Statements are prepared where a
+connection leads to one session for certain, and only because that is quicker.
 """
 
 from __future__ import annotations
@@ -121,9 +122,9 @@ class Database:
         def read_once() -> _T:
             with self._connection() as connection:
                 try:
-                    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                    result = operation(PostgreSQLTransaction(connection, self.statements, constants))
-                    connection.execute("COMMIT")
+                    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", prepare=False)
+                    result = operation(self._transaction(connection, constants))
+                    connection.execute("COMMIT", prepare=False)
                 except BaseException as error:
                     _roll_back(connection)
                     if isinstance(error, psycopg.Error):
@@ -143,7 +144,7 @@ class Database:
         def run_once() -> _T:
             with self._connection() as connection:
                 try:
-                    return operation(PostgreSQLTransaction(connection, self.statements, {}))
+                    return operation(self._transaction(connection, {}))
                 except psycopg.Error as error:
                     raise faults.translate(error, nothing_written=faults.is_undone(error)) from error
 
@@ -171,7 +172,7 @@ class Database:
         with self._connection() as connection:
             try:
                 began = self._start(connection)
-                transaction = PostgreSQLTransaction(connection, self.statements, constants, began=began)
+                transaction = self._transaction(connection, constants, began=began)
                 given = self.given_now_us()
                 result = operation(transaction, began if given is None else given)
             except BaseException as error:
@@ -180,15 +181,21 @@ class Database:
                     raise faults.translate(error, nothing_written=True) from error
                 raise
             try:
-                connection.execute("COMMIT")
+                connection.execute("COMMIT", prepare=False)
             except psycopg.Error as error:
                 _roll_back(connection)
                 raise faults.translate(error, nothing_written=faults.is_undone(error)) from error
             return result
 
+    def _transaction(
+        self, connection: psycopg.Connection[Any], constants: Mapping[str, object], *, began: int = 0
+    ) -> PostgreSQLTransaction:
+        prepares = self._connections is not None and self._connections.keep_statements
+        return PostgreSQLTransaction(connection, self.statements, constants, prepares=prepares, began=began)
+
     def _start(self, connection: psycopg.Connection[Any]) -> int:
         # Several statements without values are one round trip.
-        cursor = connection.execute(self._begin)
+        cursor = connection.execute(self._begin, prepare=False)
         while cursor.nextset():
             pass
         (now,) = cursor.fetchone() or (0,)
@@ -274,4 +281,4 @@ def _unusable(reason: str) -> InvalidRequestError:
 
 def _roll_back(connection: psycopg.Connection[Any]) -> None:
     with suppress(psycopg.Error):
-        connection.execute("ROLLBACK")
+        connection.execute("ROLLBACK", prepare=False)

@@ -13,6 +13,7 @@ from callbackq.errors import DataAccessError, TransientDataAccessError
 __all__ = [
     "ConnectError",
     "is_at_the_wrong_server",
+    "is_forgotten_statement",
     "is_taken_id",
     "is_undone",
     "passes_at_once",
@@ -28,9 +29,19 @@ _CONFLICTS: Final = frozenset(
 )
 """What others did at the same time was in the way: the transaction was undone, and can be run again at once."""
 
+_FORGOTTEN: Final = frozenset(
+    {
+        "26000",  # invalid_sql_statement_name
+        "42P05",  # duplicate_prepared_statement
+    }
+)
+"""The session is not the one in which a statement was prepared, after all."""
+
 _PASSING: Final[dict[str, str]] = {
     "40001": "was changed by others at the same time",
     "40P01": "was changed by others at the same time",
+    "26000": "has forgotten a prepared statement",
+    "42P05": "has another prepared statement by that name",
     "55P03": "is locked by another transaction for too long: keep transactions that store callbacks short",
     "57014": "broke a statement off",
     "57P01": "is being shut down",
@@ -76,7 +87,12 @@ def passes_at_once(error: BaseException) -> bool:
     cause = error.__cause__
     if not isinstance(cause, psycopg.Error) or isinstance(cause, (ConnectError, PoolTimeout)):
         return False
-    return cause.sqlstate in _CONFLICTS or _is_lost_connection(cause)
+    return cause.sqlstate in _CONFLICTS | _FORGOTTEN or _is_lost_connection(cause)
+
+
+def is_forgotten_statement(error: DataAccessError) -> bool:
+    """Whether statements must not be prepared on that connection."""
+    return isinstance(error.__cause__, psycopg.Error) and error.__cause__.sqlstate in _FORGOTTEN
 
 
 def is_undone(error: psycopg.Error) -> bool:

@@ -46,10 +46,10 @@ CREATE TABLE {schema}.callbacks (
 ) WITH (fillfactor = 70);
 
 -- What a claim reads: heads that are due and heads whose lock has timed out, in one range, however long the backlog.
+-- There is no unique index on the heads' queues: each claim would look there at all former heads of the queue that some
+-- open transaction keeps from being removed (after 60,000 callbacks of 200 queues, claims took five times as long).
+-- That a queue has one head follows from its row, which names it: it changes from the head that leaves to the next only.
 CREATE INDEX callbacks_heads ON {schema}.callbacks (shard, ready) WHERE is_head = 1;
-
--- The last line of defence: never two heads, so never two locks, in one queue.
-CREATE UNIQUE INDEX callbacks_head_of_queue ON {schema}.callbacks (queue) WHERE is_head = 1 AND queue IS NOT NULL;
 
 -- Finds the next of a queue. Holds nothing but what waits behind heads.
 CREATE INDEX callbacks_behind ON {schema}.callbacks (queue, sequence)

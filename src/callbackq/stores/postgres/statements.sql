@@ -192,22 +192,28 @@ WHERE c.callback = v.callback;
 
 -- name: open_queue
 -- callbacks_behind, first entry of the queue; the rest by key. A head is ready from now on at the earliest,
--- so that it can't fall behind the mark from which claims search.
+-- so that it can't fall behind the mark from which claims search. The last line of defence against two heads: the
+-- queue's row must still name the one that leaves.
 WITH next AS MATERIALIZED (
-    SELECT v.queue, v.now, (
+    SELECT v.queue, v.now, v.leaving, (
         SELECT c.callback FROM {schema}.callbacks AS c
         WHERE c.queue = v.queue AND c.sequence > v.sequence AND c.state = 0 AND c.is_head = 0
         ORDER BY c.sequence
         LIMIT 1
     ) AS callback
-    FROM unnest(CAST(:queue AS TEXT[]), CAST(:sequence AS BIGINT[]), CAST(:now AS BIGINT[])) AS v(queue, sequence, now)
+    FROM unnest(
+        CAST(:queue AS TEXT[]), CAST(:sequence AS BIGINT[]), CAST(:now AS BIGINT[]), CAST(:leaving AS TEXT[])
+    ) AS v(queue, sequence, now, leaving)
 ), led AS (
-    UPDATE {schema}.queues AS q SET head = next.callback FROM next WHERE q.queue = next.queue
+    UPDATE {schema}.queues AS q SET head = next.callback
+    FROM next
+    WHERE q.queue = next.queue AND q.head = next.leaving
+    RETURNING q.head, next.now
 )
 UPDATE {schema}.callbacks AS c
-SET is_head = 1, ready = greatest(c.due, next.now)
-FROM next
-WHERE c.callback = next.callback;
+SET is_head = 1, ready = greatest(c.due, led.now)
+FROM led
+WHERE c.callback = led.head;
 
 -- name: join_tail
 -- By key.

@@ -119,6 +119,7 @@ class PostgreSQLDataAccess(
         self._mark = claiming.Mark()
         self._unsure: list[locking.Claim] = []
         self._hints = Hints(self._database.connect, channel=None if self._is_distributed else self._channel)
+        self._found_enough = False
 
     def __repr__(self) -> str:
         return f"<PostgreSQLDataAccess, schema {self._schema}>"
@@ -184,16 +185,25 @@ class PostgreSQLDataAccess(
     def acquire_locks(self, machine_name: str, *, lock_timeout: timedelta, limit: int) -> list[Acquired]:
         check_arguments(machine_name=machine_name, lock_timeout=lock_timeout, limit=limit)
         self._give_back_unsure()
+        limit = min(limit, _MOST_LOCKS)
+        claim = partial(claiming.claim, machine_name=machine_name, lock_timeout=lock_timeout, limit=limit)
+        claims = self._claim_peeked(claim, limit) if self._is_distributed else self._claim_seen(claim, limit)
+        return [locking.acquired(one) for one in claims]
+
+    def _claim_seen(self, claim: _Claim, limit: int) -> list[locking.Claim]:
+        # To look first costs less than a transaction that finds nothing; where the last one found all it could take,
+        # there is more.
+        if not self._found_enough and not self._is_due():
+            return []
+        claims = self._claim(partial(claiming.search, mark=self._mark, claim=claim))
+        self._found_enough = len(claims) == limit
+        return claims
+
+    def _claim_peeked(self, claim: _Claim, limit: int) -> list[locking.Claim]:
         due, now, mark = self._look()
         if due is None or due > now:
             return []
-        claim = partial(
-            claiming.claim, machine_name=machine_name, lock_timeout=lock_timeout, limit=min(limit, _MOST_LOCKS)
-        )
-        claims = self._claim_peeked(claim, now, mark, limit) if self._is_distributed else self._claim(claim, mark=mark)
-        return [locking.acquired(one) for one in claims]
 
-    def _claim_peeked(self, claim: _Claim, now: int, mark: int, limit: int) -> list[locking.Claim]:
         def peek(most: int) -> list[str]:
             rows = self._database.at_once(lambda tx: tx.all("peek", now=now, mark=mark, limit=most))
             return [id for (id,) in rows]
@@ -321,6 +331,10 @@ class PostgreSQLDataAccess(
             self.hint()
         return result
 
+    def _is_due(self) -> bool:
+        due, now, _ = self._look()
+        return due is not None and due <= now
+
     def _look(self) -> tuple[int | None, int, int]:
         """Read when the earliest head is due, and say when that was and from where it was searched."""
 
@@ -328,10 +342,7 @@ class PostgreSQLDataAccess(
             given = self._database.given_now_us()
             now: int = transaction.value("now") if given is None else given
             mark = self._mark.begin(now)
-            due: int | None = transaction.value("next_due", mark=mark)
-            if not mark:
-                self._mark.found(due, now)
-            return due, now, mark
+            return claiming.next_due(transaction, now, self._mark, begin=mark), now, mark
 
         return self._database.at_once(look)
 

@@ -10,9 +10,8 @@ from callbackq.core.models import CallbackRequest, CallbackStatus
 from callbackq.errors import ConflictError, DataAccessError
 from callbackq.stores.postgres import faults
 from callbackq.stores.postgres.transaction import PostgreSQLTransaction
-from callbackq.stores.sql.instants import instant
 from callbackq.stores.sql.reading import status_of
-from callbackq.stores.sql.rows import request_values
+from callbackq.stores.sql.rows import new_status, request_values
 
 __all__ = ["Requests", "Run", "drawn", "store"]
 
@@ -108,13 +107,6 @@ def _insert(
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     places = transaction.all("store", **settings, **columns)
     return {
-        id: CallbackStatus(
-            id=id,
-            request=request,
-            queue_id=request.queue_id,
-            sequence=sequence,
-            next_attempt_at=instant(moment),
-            blocked_by=None if head == id else head,
-        )
+        id: new_status(id, request, sequence=sequence, due=moment, blocked_by=None if head == id else head)
         for (id, request), (sequence, head, moment, *_) in zip(requests.items(), places, strict=True)
     }

@@ -133,7 +133,7 @@ class Changes:
             if row.queue not in locked:
                 row.is_head, row.due = 1, self.now + _NEXT_TRY_US
         return [
-            {"queue": row.queue, "sequence": row.sequence, "now": self.now}
+            {"queue": row.queue, "sequence": row.sequence, "now": self.now, "leaving": row.callback}
             for row in self._leaving
             if row.queue in locked
         ]

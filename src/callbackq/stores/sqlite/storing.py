@@ -9,9 +9,8 @@ from attrs import define
 
 from callbackq.core.models import CallbackRequest, CallbackStatus
 from callbackq.errors import ConflictError, DataAccessError
-from callbackq.stores.sql.instants import instant
 from callbackq.stores.sql.reading import status_of
-from callbackq.stores.sql.rows import Values, request_values
+from callbackq.stores.sql.rows import Values, new_status, request_values
 from callbackq.stores.sqlite.transaction import SQLiteTransaction
 
 __all__ = ["store", "stored_of"]
@@ -64,14 +63,7 @@ def store(
                 **request_values(request),
             }
         )
-        added[id] = CallbackStatus(
-            id=id,
-            request=request,
-            queue_id=request.queue_id,
-            sequence=sequence,
-            next_attempt_at=instant(now),
-            blocked_by=head,
-        )
+        added[id] = new_status(id, request, sequence=sequence, due=now, blocked_by=head)
         statuses.append(added[id])
     transaction.run_many("add_callback", callbacks)
     transaction.run_many("add_request", callbacks)
