@@ -9,7 +9,7 @@ from psycopg_pool import PoolTimeout
 
 from callbackq.errors import DataAccessError, TransientDataAccessError
 
-__all__ = ["is_taken_id", "passes_at_once", "translate"]
+__all__ = ["is_taken_id", "passes_at_once", "translate", "translate_enlisted"]
 
 _CONFLICTS: Final = frozenset(
     {
@@ -20,8 +20,10 @@ _CONFLICTS: Final = frozenset(
 """What others did at the same time was in the way: the transaction was undone, and can be run again at once."""
 
 _PASSING: Final[dict[str, str]] = {
-    "40001": "was changed by others at the same time",
-    "40P01": "was changed by others at the same time",
+    "40001": "found others changing the same at the same time",
+    "40P01": "found others changing the same at the same time",
+    # An id that others stored, in a transaction that sees an older state and so can't look at it.
+    "23505": "found others storing the same at the same time",
     "55P03": "is locked by another transaction for too long: keep transactions that store callbacks short",
     "57014": "broke a statement off",
     "57P01": "is being shut down",
@@ -42,7 +44,7 @@ _LASTING: Final[dict[str, str]] = {
     "28P01": "refused the password",
     "3D000": "has no such database",
     "42501": "refused a right: the user needs to read and write the schema's tables",
-    "42P01": "has no such table: call open() or migrate first, and check the schema's name",
+    "42P01": "has no such table: call open() or migrate first, and look whether it is the store's database and schema",
 }
 
 
@@ -60,6 +62,16 @@ def translate(error: psycopg.Error, *, nothing_written: bool) -> DataAccessError
     ours = kind(f"the PostgreSQL server {words} ({state or type(error).__name__})")
     ours.__cause__ = error
     return ours
+
+
+def translate_enlisted(error: psycopg.Error) -> DataAccessError:
+    """Build our error for one of the driver's in a transaction of the application's."""
+    ours = translate(error, nothing_written=True)
+    if not isinstance(ours, TransientDataAccessError):
+        return ours
+    told = TransientDataAccessError(f"{ours}: roll the transaction back and repeat it")
+    told.__cause__ = error
+    return told
 
 
 def passes_at_once(error: BaseException) -> bool:

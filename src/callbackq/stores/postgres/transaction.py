@@ -135,7 +135,7 @@ class PostgreSQLTransaction(Transaction):
         return bool(is_head)
 
     def _execute(self, name: str, values: Mapping[str, object]) -> psycopg.Cursor[Any]:
-        # Whatever the host has set for its connection. Prepared statements would belong to a session, which a pooler
-        # may change between two transactions.
-        cursor = self._connection.cursor(row_factory=tuple_row)
+        # Whatever kinds of cursors and rows the host has set for its connection. Prepared statements would belong to a
+        # session, which a pooler may change between two transactions.
+        cursor = psycopg.Cursor(self._connection, row_factory=tuple_row)
         return cursor.execute(self._statements[name].text, values, prepare=False)
