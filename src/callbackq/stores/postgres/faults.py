@@ -43,7 +43,7 @@ _LASTING: Final[dict[str, str]] = {
     "28000": "refused the user",
     "28P01": "refused the password",
     "3D000": "has no such database",
-    "42501": "refused a right: the user needs to read and write the schema's tables",
+    "42501": "refused a right: the user must be able to read and write the schema's tables, in open() to create them",
     "42P01": "has no such table: call open() or migrate first, and look whether it is the store's database and schema",
 }
 
