@@ -32,7 +32,7 @@ class Receiver(BaseHTTPRequestHandler):
 def dispatch(machine_name: str) -> None:
     """What each machine runs."""
     transport = HTTPTransport(target_policy=TargetPolicy(allow=["127.0.0.0/8"]), deadline=timedelta(seconds=1))
-    store = PostgreSQLDataAccess(os.environ["DATABASE_URL"])
+    store = PostgreSQLDataAccess(os.environ["DATABASE_URL"], schema="callbackq_example")
     Dispatcher(store, machine_name=machine_name, transport=transport, lock_timeout=timedelta(seconds=3)).run()
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/"
-    with PostgreSQLDataAccess(os.environ["DATABASE_URL"]) as store:
+    with PostgreSQLDataAccess(os.environ["DATABASE_URL"], schema="callbackq_example") as store:
         store.store_callback_requests([CallbackRequest(url=url, queue_id=one) for _ in range(LENGTH) for one in QUEUES])
         alpha, beta = (multiprocessing.Process(target=dispatch, args=(name,)) for name in ("alpha", "beta"))
         alpha.start()
