@@ -12,9 +12,10 @@ import subprocess
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import quote, urlencode
 from xml.etree import ElementTree
 
 import pytest
@@ -30,13 +31,28 @@ NOT_RUN = 2
 """Blocks that can't run: each would need a web server of others, or wait for a signal. Keep it small."""
 
 
+@pytest.fixture
+def give_what_it_needs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Give a page or an example that names a DATABASE_URL one, with a real database behind it."""
+
+    def give(source: Path) -> None:
+        if "DATABASE_URL" in source.read_text(encoding="utf-8"):
+            conninfo = request.getfixturevalue("postgres").conninfo(request.getfixturevalue("database"))
+            monkeypatch.setenv("DATABASE_URL", url_of(conninfo))
+
+    return give
+
+
 # Snippets.
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 # A snippet is no program: what it leaves open is collected here.
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_snippets_run_and_print_what_the_page_says(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snippets_run_and_print_what_the_page_says(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, give_what_it_needs: Callable[[Path], None]
+) -> None:
+    give_what_it_needs(page)
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "__page__"}
     printed = ""
@@ -54,6 +70,14 @@ def test_snippets_run_and_print_what_the_page_says(page: Path, tmp_path: Path, m
                 do(command, expected, tmp_path)
     namespace.clear()
     gc.collect()
+
+
+def url_of(conninfo: str) -> str:
+    """Write a conninfo as the URL that psycopg, SQLAlchemy and everybody else understands."""
+    from psycopg.conninfo import conninfo_to_dict
+
+    parameters = {name: str(value) for name, value in conninfo_to_dict(conninfo).items()}
+    return f"postgresql:///{parameters.pop('dbname')}?{urlencode(parameters, quote_via=quote)}"
 
 
 def run(block: Block, page: Path, namespace: dict[str, object]) -> str:
@@ -197,7 +221,10 @@ def test_every_page_is_reached_from_the_readme_and_the_index() -> None:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
-def test_examples_run_and_end_by_themselves(example: Path, tmp_path: Path) -> None:
+def test_examples_run_and_end_by_themselves(
+    example: Path, tmp_path: Path, give_what_it_needs: Callable[[Path], None]
+) -> None:
+    give_what_it_needs(example)
     done = subprocess.run(
         [sys.executable, "-W", "error", str(example)], cwd=tmp_path, capture_output=True, text=True, timeout=40
     )
@@ -224,6 +251,7 @@ PRINTED = {
         "shop: orders [1042, 1044]",
         "warehouse: ['order-1042-placed', 'order-1044-placed']",
     ],
+    "two_machines_postgres.py": ["all 8 queues complete: True, in order: True"],
     "two_machines.py": ["all 8 queues complete: True, in order: True"],
     "receiver_verify.py": [
         "a, number 1: 200 accepted",

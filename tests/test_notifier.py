@@ -416,7 +416,9 @@ def test_ids_of_many_can_add_no_header_line_or_recipient(post_office: PostOffice
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=255)
 
 
-def test_an_id_always_arrives_as_it_is_in_the_text_and_never_in_the_subject(post_office: PostOffice, mailbox: Mailbox) -> None:
+def test_an_id_always_arrives_as_it_is_in_the_text_and_never_in_the_subject(
+    post_office: PostOffice, mailbox: Mailbox
+) -> None:
     notifier = a_notifier(post_office.open(mailbox))
 
     @settings(max_examples=60, deadline=None, database=None)

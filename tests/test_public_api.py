@@ -26,6 +26,7 @@ MODULES = [
     "callbackq.errors",
     "callbackq.events",
     "callbackq.signing",
+    "callbackq.stores.postgres",
     "callbackq.stores.sharded",
     "callbackq.testing",
     "callbackq.testing.history",

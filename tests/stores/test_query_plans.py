@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
+import callbackq.stores.sql
 import callbackq.stores.sqlite
 from callbackq.dataaccess import AttemptRecord
 from callbackq.stores.sqlite import SQLiteDataAccess
@@ -133,7 +134,7 @@ def searches(plan: list[str]) -> set[str]:
 
 
 def test_every_statement_is_used() -> None:
-    folder = Path(callbackq.stores.sqlite.__file__).parent
-    code = "".join(file.read_text(encoding="utf-8") for file in folder.glob("*.py"))
+    folders = [Path(package.__file__ or "").parent for package in (callbackq.stores.sqlite, callbackq.stores.sql)]
+    code = "".join(file.read_text(encoding="utf-8") for folder in folders for file in folder.glob("*.py"))
 
     assert [name for name in STATEMENTS if f'"{name}"' not in code] == []

@@ -5,6 +5,7 @@ How blocks are marked is for readers, too:
 
 * ``python`` runs, in order, in one namespace for each page; an ``output`` block after it is what it prints;
 * ``python no-run`` doesn't run;
+* a page with ``DATABASE_URL`` in it finds one in its environment: of a PostgreSQL database of its own;
 * ``python`` with a caption is a file that the reader saves under that name;
 * ``console`` shows commands and what they print. ``console stays``: the command goes on in another terminal. Without a
   command it shows what that one prints next. ``^\\`` is the key that ends the command there and then.

@@ -13,7 +13,10 @@ import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal, assert_type
+from typing import Any, Literal, assert_type
+
+import psycopg
+from psycopg_pool import ConnectionPool
 
 import callbackq
 from callbackq import (
@@ -68,6 +71,7 @@ from callbackq.dataaccess import (
 )
 from callbackq.events import EventKind, ObservedEvent
 from callbackq.signing import Verified, public_key_of, verify
+from callbackq.stores.postgres import PostgreSQLDataAccess, migrate, migration_sql
 from callbackq.stores.sharded import ShardedDataAccess
 from callbackq.testing import DataAccessConformance, FakeClock, RecordingNotifier, ScriptedTransport
 from callbackq.testing.history import Arrival, History, Judgement
@@ -173,6 +177,16 @@ def enlisting(anywhere: DataAccess, connection: sqlite3.Connection, maybe: sqlit
     store.hint()
     if isinstance(anywhere, SupportsEnlist):
         anywhere.hint()
+
+
+def on_postgres(pool: ConnectionPool[psycopg.Connection[Any]], connection: psycopg.Connection[Any]) -> None:
+    store: SupportsEnlist[psycopg.Connection[Any]] = PostgreSQLDataAccess("dbname=shop", may_migrate=False)
+    store.store_callback_request(CallbackRequest(url="https://receiver.example"), connection=connection)
+    with PostgreSQLDataAccess(pool, schema="hooks", profile="distributed", patience=timedelta(seconds=5)) as other:
+        assert_type(other, PostgreSQLDataAccess)
+    PostgreSQLDataAccess("dbname=shop", profile="mysql")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    migrate("dbname=shop", schema="hooks")
+    assert_type(migration_sql(since=1, profile="distributed"), str)
 
 
 class MyDataAccess(DataAccess):

@@ -2,9 +2,11 @@
 
 try:
     import psycopg_pool  # noqa: F401
-except ModuleNotFoundError as missing:
-    raise ModuleNotFoundError(
-        "callbackq.stores.postgres needs psycopg and its pool: pip install 'callbackq[postgres]'", name=missing.name
+except ImportError as missing:  # also psycopg's own, when it finds no libpq
+    raise type(missing)(
+        "callbackq.stores.postgres needs psycopg, its pool, and libpq, of the system or in psycopg[binary]: "
+        "pip install 'callbackq[postgres]' 'psycopg[binary]'",
+        name=missing.name,
     ) from missing
 
 from callbackq.stores.postgres.schema import migrate, migration_sql

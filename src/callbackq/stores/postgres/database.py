@@ -16,7 +16,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar, cast
 
 import psycopg
-from psycopg.pq import TransactionStatus
+from psycopg import sql
+from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.rows import tuple_row
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from callbackq.clock import Clock
@@ -241,38 +243,62 @@ class Database:
 class Enlisted:
     """
     Run operations within the application's transaction: when one raises, what it wrote is undone, and the rest of the
-    transaction is as it was.
+    transaction is as it was. So are the connection's settings, in any case.
     """
 
     def __init__(
         self, connection: psycopg.Connection[Any], statements: Mapping[str, Statement], *, is_prepared: bool
     ) -> None:
-        if not isinstance(connection, psycopg.Connection):
-            raise _unusable(
-                "must be a psycopg.Connection; SQLAlchemy has it as session.connection().connection.driver_connection, "
-                "Django as django.db.connection.connection"
-            )
-        if connection.closed:
-            raise _unusable("must be open")
-        status = connection.info.transaction_status
-        if status is TransactionStatus.INERROR:
-            raise _unusable("is in a transaction that has failed: roll it back")
-        if connection.autocommit and status is TransactionStatus.IDLE:
-            raise _unusable("has no transaction under way, and begins none by itself: begin one")
+        _check_connection(connection)
         if not is_prepared:
             raise DataAccessError("the store is not open: open it before you store in a transaction of your own")
         self._connection = connection
         self._statements = statements
 
     def __call__(self, operation: Callable[[PostgreSQLTransaction], _T], /) -> _T:
-        # Otherwise the end of what follows would be a commit.
-        if self._connection.info.transaction_status is TransactionStatus.IDLE:
-            self._connection.execute("SELECT 1")
         try:
-            with self._connection.transaction():  # a savepoint
+            with self._savepoint():
                 return operation(PostgreSQLTransaction(self._connection, self._statements, {}))
         except psycopg.Error as error:
-            raise faults.translate(error, nothing_written=True) from error
+            raise faults.translate_enlisted(error) from error
+
+    @contextmanager
+    def _savepoint(self) -> Iterator[None]:
+        # A connection that begins transactions by itself does so here. What storing sets for the transaction, how long
+        # it waits, a rollback to the savepoint takes back; its release would not.
+        ((patience,),) = self._execute("SAVEPOINT callbackq; SHOW lock_timeout")
+        try:
+            yield
+            restored = sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(patience)).as_string(None)
+            self._execute(f"RELEASE callbackq; {restored}")
+        except BaseException:
+            with suppress(psycopg.Error):
+                self._execute("ROLLBACK TO callbackq; RELEASE callbackq")
+            raise
+
+    def _execute(self, statements: str) -> list[tuple[Any, ...]]:
+        """Execute several statements in one round trip, and give the rows of the last one."""
+        cursor = psycopg.Cursor(self._connection, row_factory=tuple_row).execute(statements, prepare=False)
+        while cursor.nextset():
+            pass
+        return cursor.fetchall() if cursor.description else []
+
+
+def _check_connection(connection: psycopg.Connection[Any]) -> None:
+    if not isinstance(connection, psycopg.Connection):
+        raise _unusable(
+            "must be a psycopg.Connection (of psycopg 3); SQLAlchemy has it as "
+            "session.connection().connection.driver_connection, Django as django.db.connection.connection"
+        )
+    if connection.closed:
+        raise _unusable("must be open")
+    if connection.info.pipeline_status is not PipelineStatus.OFF:
+        raise _unusable("is in pipeline mode: store before or after the pipeline")
+    status = connection.info.transaction_status
+    if status is TransactionStatus.INERROR:
+        raise _unusable("is in a transaction that has failed: roll it back")
+    if connection.autocommit and status is TransactionStatus.IDLE:
+        raise _unusable("has no transaction under way, and begins none by itself: begin one")
 
 
 def _unusable(reason: str) -> InvalidRequestError:

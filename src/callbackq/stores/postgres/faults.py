@@ -18,6 +18,7 @@ __all__ = [
     "is_undone",
     "passes_at_once",
     "translate",
+    "translate_enlisted",
     "without_password",
 ]
 
@@ -38,8 +39,10 @@ _FORGOTTEN: Final = frozenset(
 """The session is not the one in which a statement was prepared, after all."""
 
 _PASSING: Final[dict[str, str]] = {
-    "40001": "was changed by others at the same time",
-    "40P01": "was changed by others at the same time",
+    "40001": "found others changing the same at the same time",
+    "40P01": "found others changing the same at the same time",
+    # An id that others stored, in a transaction that sees an older state and so can't look at it.
+    "23505": "found others storing the same at the same time",
     "26000": "has forgotten a prepared statement",
     "42P05": "has another prepared statement by that name",
     "55P03": "is locked by another transaction for too long: keep transactions that store callbacks short",
@@ -61,8 +64,8 @@ _LASTING: Final[dict[str, str]] = {
     "28000": "refused the user",
     "28P01": "refused the password",
     "3D000": "has no such database",
-    "42501": "refused a right: the user needs to read and write the schema's tables",
-    "42P01": "has no such table: call open() or migrate first, and check the schema's name",
+    "42501": "refused a right: the user must be able to read and write the schema's tables, in open() to create them",
+    "42P01": "has no such table: call open() or migrate first, and look whether it is the store's database and schema",
 }
 
 
@@ -80,6 +83,16 @@ def translate(error: psycopg.Error, *, nothing_written: bool) -> DataAccessError
     ours = kind(f"the PostgreSQL server {words} ({state or type(error).__name__})")
     ours.__cause__ = error
     return ours
+
+
+def translate_enlisted(error: psycopg.Error) -> DataAccessError:
+    """Build our error for one of the driver's in a transaction of the application's."""
+    ours = translate(error, nothing_written=True)
+    if not isinstance(ours, TransientDataAccessError):
+        return ours
+    told = TransientDataAccessError(f"{ours}: roll the transaction back and repeat it")
+    told.__cause__ = error
+    return told
 
 
 def passes_at_once(error: BaseException) -> bool:

@@ -1,6 +1,7 @@
 -- How a database gets from one schema version to the next. Migrations only go forward and are never changed once
 -- released. All instants are microseconds since 1970 on the server's clock, durations microseconds, flags 0 or 1.
 -- Text that is compared is in the order of its bytes: the same everywhere, and locks are taken in that order.
+-- What only PostgreSQL itself understands is in tuning.sql.
 
 -- migration: 1
 
@@ -11,7 +12,7 @@ CREATE TABLE {schema}.queues (
     queue TEXT COLLATE "C" PRIMARY KEY,
     tail BIGINT NOT NULL,
     head TEXT COLLATE "C"
-) WITH (fillfactor = 70);
+);
 
 -- One row a callback, kept narrow, because a claim and a result rewrite it: whatever is written once lies elsewhere.
 --   callback    its id
@@ -43,7 +44,7 @@ CREATE TABLE {schema}.callbacks (
     accepted_late SMALLINT NOT NULL DEFAULT 0,
     finished BIGINT,
     failed_reason TEXT
-) WITH (fillfactor = 70);
+);
 
 -- What a claim reads: heads that are due and heads whose lock has timed out, in one range, however long the backlog.
 -- There is no unique index on the heads' queues: each claim would look there at all former heads of the queue that some
@@ -139,3 +140,23 @@ CREATE TABLE {schema}.debts (
 );
 
 CREATE INDEX debts_of_callback ON {schema}.debts (callback);
+
+-- For people: what there is, in words and in times of the calendar. Nothing here reads it, and reading it locks nothing.
+--   due        waiting: when; locked: when the lock times out
+--   behind     the callback that closes its queue for this one
+--   machine    who has the lock
+--   attempts   those that count, since it was stored or redelivered
+CREATE VIEW {schema}.overview AS
+SELECT c.callback AS id, c.queue, c.sequence AS number,
+    CASE c.state
+        WHEN 0 THEN 'waiting' WHEN 1 THEN 'locked' WHEN 2 THEN 'succeeded' WHEN 3 THEN 'failed' ELSE 'cancelled'
+    END AS state,
+    CASE WHEN c.state <= 1 THEN to_timestamp(c.due / 1000000.0) END AS due,
+    CASE WHEN c.state <= 1 AND c.is_head = 0 THEN
+        (SELECT q.head FROM {schema}.queues AS q WHERE q.queue = c.queue)
+    END AS behind,
+    CASE WHEN c.state = 1 THEN c.machine END AS machine,
+    c.attempts_made AS attempts,
+    to_timestamp(c.finished / 1000000.0) AS finished,
+    c.failed_reason
+FROM {schema}.callbacks AS c;

@@ -16,11 +16,19 @@ from callbackq.stores.sql.scripts import load_migrations
 
 __all__ = ["NEWEST_VERSION", "migrate", "migration_sql", "prepare", "schema_faults"]
 
-_MIGRATIONS: Final = load_migrations("callbackq.stores.postgres", "migrations.sql")
-NEWEST_VERSION: Final = len(_MIGRATIONS)
+_Steps = tuple[tuple[str, ...], ...]
 
+_PORTABLE: Final = load_migrations("callbackq.stores.postgres", "migrations.sql")
+_TUNING: Final = load_migrations("callbackq.stores.postgres", "tuning.sql")
+_MIGRATIONS: Final[dict[Profile, _Steps]] = {
+    "postgres": tuple((*steps, *tuning) for steps, tuning in zip(_PORTABLE, _TUNING, strict=True)),
+    "distributed": _PORTABLE,
+}
+NEWEST_VERSION: Final = len(_PORTABLE)
+
+_CREATE_SCHEMA: Final = "CREATE SCHEMA IF NOT EXISTS {schema}"
+_SCHEMA_EXISTS: Final = "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = %(schema)s"
 _VERSION_TABLE: Final = (
-    "CREATE SCHEMA IF NOT EXISTS {schema}",
     "CREATE TABLE IF NOT EXISTS {schema}.version (one SMALLINT PRIMARY KEY, version BIGINT NOT NULL)",
     "INSERT INTO {schema}.version (one, version) VALUES (1, 0) ON CONFLICT (one) DO NOTHING",
 )
@@ -45,32 +53,35 @@ def schema_faults(schema: object) -> Iterator[Fault]:
         yield "schema", "must be a name of 1 to 63 bytes without control characters"
 
 
-def migration_sql(*, schema: str = "callbackq", since: int = 0) -> str:
+def migration_sql(*, schema: str = "callbackq", since: int = 0, profile: Profile = "postgres") -> str:
     """
     Write the SQL that `migrate` runs, for whoever must run it by hand.
 
     Args:
         schema: where the tables are to be.
         since: the version the database has; 0 for none.
+        profile: the store's.
 
     Raises:
         InvalidRequestError: the schema can't have that name.
     """
     refuse(schema_faults(schema))
-    steps = [*(_VERSION_TABLE if since == 0 else ()), *(one for steps in _MIGRATIONS[since:] for one in steps)]
+    steps = [_CREATE_SCHEMA, *_VERSION_TABLE] if since == 0 else []
+    steps += [step for steps in _MIGRATIONS[profile][since:] for step in steps]
     steps.append(_SET_VERSION.replace("%(version)s", str(NEWEST_VERSION)))
     return "".join(f"{with_schema(step, schema)};\n\n" for step in steps)
 
 
-def migrate(conninfo: str, *, schema: str = "callbackq") -> None:
+def migrate(conninfo: str, *, schema: str = "callbackq", profile: Profile = "postgres") -> None:
     """
     Bring a database to the newest version of the schema. Idempotent; several may do it at the same time.
 
     `PostgreSQLDataAccess.open` does it by itself, unless told not to: for a user without the right to create tables.
 
     Args:
-        conninfo: the database, and a user who may create the schema and tables in it.
+        conninfo: the database, and a user who may create tables in the schema, and the schema if there is none.
         schema: where the tables are to be.
+        profile: the store's.
 
     Raises:
         InvalidRequestError: that is no connection string, or the schema can't have that name.
@@ -82,7 +93,7 @@ def migrate(conninfo: str, *, schema: str = "callbackq") -> None:
         with faults.without_password(
             lambda: psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
         ) as connection:
-            prepare(connection, schema=schema, profile="postgres", may_migrate=True)
+            prepare(connection, schema=schema, profile=profile, may_migrate=True)
     except psycopg.Error as error:
         raise faults.translate(error, nothing_written=False) from error
 
@@ -122,11 +133,14 @@ def _version(connection: psycopg.Connection[Any], schema: str) -> int:
 
 
 def _migrate(connection: psycopg.Connection[Any], schema: str, profile: Profile) -> None:
+    # It says IF NOT EXISTS, and yet asks for the right to create schemas also when there is one.
+    if not connection.execute(_SCHEMA_EXISTS, {"schema": schema}).fetchone():
+        _run(connection, _CREATE_SCHEMA, schema)
     for statement in _VERSION_TABLE:
         _run(connection, statement, schema)
     with connection.transaction():
         ((version,),) = _run(connection, _LOCK_VERSION, schema).fetchall()
-        for steps in _MIGRATIONS[version:]:
+        for steps in _MIGRATIONS[profile][version:]:
             for step in steps:
                 _run(connection, step, schema)
         if version < NEWEST_VERSION:

@@ -157,7 +157,7 @@ class PostgreSQLTransaction(Transaction):
         return bool(is_head)
 
     def _execute(self, name: str, values: Mapping[str, object]) -> psycopg.Cursor[Any]:
-        # Whatever the host has set for its connection.
-        cursor = self._connection.cursor(row_factory=tuple_row)
+        # Whatever kinds of cursors and rows the host has set for its connection.
+        cursor = psycopg.Cursor(self._connection, row_factory=tuple_row)
         given = {name: literal(value) if type(value) is list else value for name, value in values.items()}
         return cursor.execute(self._statements[name].text, given, prepare=self._prepares and name in _PREPARED)
