@@ -25,15 +25,16 @@ from callbackq import (
     SQLiteDataAccess,
 )
 from callbackq.core.validation import MAX_BODY_BYTES
+from callbackq.stores.postgres import PostgreSQLDataAccess
 from callbackq.testing import ScriptedTransport
 
-OurStore = InMemoryDataAccess | SQLiteDataAccess
+OurStore = InMemoryDataAccess | SQLiteDataAccess | PostgreSQLDataAccess
 MakeStore = Callable[..., OurStore]
 
 MINUTE = timedelta(minutes=1)
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeStore]:
     opened: list[OurStore] = []
 
@@ -41,6 +42,9 @@ def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeS
         store: OurStore
         if request.param == "memory":
             store = InMemoryDataAccess(**settings)
+        elif request.param == "postgres":
+            server, database = request.getfixturevalue("postgres"), request.getfixturevalue("database")
+            store = PostgreSQLDataAccess(server.conninfo(database), **settings)
         else:
             store = SQLiteDataAccess(tmp_path / "callbacks.db", durability="process", **settings)
         opened.append(store)

@@ -32,6 +32,7 @@ from callbackq.dataaccess import (
 )
 from callbackq.errors import DataAccessError, LockLostError, TransientDataAccessError
 from callbackq.settings import check_collaborator
+from callbackq.stores._door import ORDINARY_LIMITS, ask, check_accept
 from callbackq.stores.postgres import claiming, listing, storing
 from callbackq.stores.postgres import schema as schemas
 from callbackq.stores.postgres.connections import Connections, OwnConnections, PoolConnections, conninfo_faults
@@ -86,6 +87,8 @@ class PostgreSQLDataAccess(
         may_migrate: whether `open` may create and change the tables. Otherwise that is done with `migrate` or by hand.
         durability: what a commit survives as the server is set up; it can't be asked.
         clock: for tests: where time comes from instead of the server.
+        accept: called with each request that is about to be stored, before anything is written: it refuses by raising.
+            A `RequestLimits`, or rules of your own. Ids that are stored already are not asked about.
 
     Raises:
         InvalidRequestError: with every argument that is of another type or impossible.
@@ -102,8 +105,15 @@ class PostgreSQLDataAccess(
         may_migrate: bool = True,
         durability: Durability = Durability.POWER,
         clock: Clock | None = None,
+        accept: Callable[[CallbackRequest], None] = ORDINARY_LIMITS,
     ) -> None:
-        refuse(_faults(where, schema, profile, connections, patience, may_migrate, durability, clock))
+        refuse(
+            [
+                *_faults(where, schema, profile, connections, patience, may_migrate, durability, clock),
+                *check_accept(accept),
+            ]
+        )
+        self._accept = accept
         self.durability = durability
         self._schema = schema
         self._is_distributed = profile == "distributed"
@@ -158,8 +168,12 @@ class PostgreSQLDataAccess(
     def _store(
         self, requests: Sequence[tuple[str | None, CallbackRequest]], connection: psycopg.Connection[Any] | None
     ) -> list[CallbackStatus]:
+        run: storing.Run = self._database.at_once if connection is None else self._database.within(connection)
+        given = [id for id, _ in requests if id is not None]
+        # Where the application's transaction is, since what it has stored can be seen nowhere else.
+        ask(self._accept, requests, stored=storing.stored_of(run, given))
         statuses = storing.store(
-            self._database.at_once if connection is None else self._database.within(connection),
+            run,
             storing.drawn(requests),
             now=self._database.given_now_us(),
             patience_ms=self._database.patience_ms,

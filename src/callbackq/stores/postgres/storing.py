@@ -13,7 +13,7 @@ from callbackq.stores.postgres.transaction import PostgreSQLTransaction
 from callbackq.stores.sql.reading import status_of
 from callbackq.stores.sql.rows import new_status, request_values
 
-__all__ = ["Requests", "Run", "drawn", "store"]
+__all__ = ["Requests", "Run", "drawn", "store", "stored_of"]
 
 _T = TypeVar("_T")
 
@@ -32,6 +32,13 @@ class Run(Protocol):
 def drawn(requests: Sequence[tuple[str | None, CallbackRequest]]) -> Requests:
     """Give an id to those that have none."""
     return [(secrets.token_hex(16) if id is None else id, request) for id, request in requests]
+
+
+def stored_of(run: Run, ids: Sequence[str]) -> set[str]:
+    """Tell which of these ids are stored."""
+    if not ids:
+        return set()
+    return {id for (id,) in run(lambda transaction: transaction.all("taken_ids", ids=list(ids)))}
 
 
 def store(
