@@ -154,7 +154,7 @@ class OwnConnections(Connections):
         self._close_free()
 
     def leave_to_parent(self) -> None:
-        self._free.clear()
+        pass  # what is forgotten here is not ended, since it was made there
 
     def _take(self) -> psycopg.Connection[Any]:
         try:
