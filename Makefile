@@ -55,7 +55,7 @@ hostile:  ## measure what hostile receivers do to a dispatcher: nothing late, no
 	$(PYTHON) benchmarks/hostile.py
 
 fuzz:  ## throw a million malformed URLs, answers and documents at the parsers
-	$(PYTHON) benchmarks/fuzz.py
+	$(PYTHON) benchmarks/fuzz.py --urls 400000 --answers 400000 --retry-after 50000 --documents 150000
 
 demo:  ## watch the promises hold while a dispatcher is killed
 	$(PYTHON) -m callbackq demo

@@ -6,10 +6,12 @@ What receivers do that mean harm: every way we know to answer a request badly, b
 
 from __future__ import annotations
 
+import base64
 import datetime
 import functools
 import gzip
 import ssl
+import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -282,6 +284,30 @@ def no_common_cipher(authority: trustme.CA) -> ssl.SSLContext:
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers("AES128-SHA:@SECLEVEL=0")
     return context
+
+
+def huge_group(authority: trustme.CA) -> ssl.SSLContext:
+    """DHE in a group of 10,000 bits, the most that OpenSSL takes: a second of computing for either side."""
+    context = server_context(authority.issue_cert(f"*.{DOMAIN}", key_type=trustme.KeyType.RSA))
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("DHE+AESGCM")
+    with tempfile.NamedTemporaryFile("w", encoding="ascii") as file:
+        file.write(group_in_pem((1 << 10_000) - 1, 2))
+        file.flush()
+        context.load_dh_params(file.name)
+    return context
+
+
+def group_in_pem(modulus: int, generator: int) -> str:
+    """Nobody checks that the modulus is a prime, so it needn't be."""
+    numbers = b"".join(der(0x02, one.to_bytes(one.bit_length() // 8 + 1)) for one in (modulus, generator))
+    encoded = base64.encodebytes(der(0x30, numbers)).decode("ascii")
+    return f"-----BEGIN DH PARAMETERS-----\n{encoded}-----END DH PARAMETERS-----\n"
+
+
+def der(tag: int, content: bytes) -> bytes:
+    length = len(content)
+    return bytes([tag]) + (b"%c" % length if length < 128 else b"\x82" + length.to_bytes(2)) + content
 
 
 def asks_for_a_certificate(authority: trustme.CA) -> ssl.SSLContext:
@@ -724,6 +750,7 @@ def _certificates() -> dict[str, Behaviour]:
         "tls-old": (old_protocol, {refused}),
         "tls-no-common-cipher": (no_common_cipher, {refused}),
         "tls-huge-certificate": (huge_certificate, {refused}),
+        "tls-huge-group": (huge_group, {refused}),
         # TLS 1.3 refuses a client only after the client's handshake is over.
         "tls-asks-for-a-certificate": (asks_for_a_certificate, {refused, Result(0, AttemptFailure.CONNECTION_LOST)}),
         "tls-many-tickets": (many_tickets, {Result(200)}),

@@ -19,6 +19,7 @@ from typing import Final, Self
 import trustme
 from attrs import field, frozen
 
+from callbackq.transport.tls import CHEAP_CIPHERS
 from support.hostile import DOMAIN, behaviours, wildcard
 from support.receivers import Conversation, Receiver, full_listener
 
@@ -61,6 +62,7 @@ class HostileHosts:
     def client_tls(self) -> ssl.SSLContext:
         """A client's context that trusts their authority and nobody else."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.set_ciphers(CHEAP_CIPHERS)
         context.load_verify_locations(cadata=self.authority)
         return context
 

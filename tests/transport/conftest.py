@@ -9,6 +9,7 @@ import trustme
 
 from callbackq.targets import TargetPolicy
 from callbackq.transport import HTTPTransport
+from callbackq.transport.tls import CHEAP_CIPHERS
 from support.receivers import Receiver, Script, answer_ok
 
 LOOPBACK = TargetPolicy(allow=["127.0.0.0/8", "::1"])
@@ -57,6 +58,7 @@ def authority() -> trustme.CA:
 def client_tls(authority: trustme.CA) -> ssl.SSLContext:
     """Trusts the tests' authority and nobody else."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_ciphers(CHEAP_CIPHERS)
     authority.configure_trust(context)
     return context
 

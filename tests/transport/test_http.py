@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import pytest
+import trustme
 
 from callbackq.core.delivery import Answer, NotSent, NotSentReason
 from callbackq.core.models import AttemptFailure
@@ -17,6 +19,7 @@ from callbackq.signing import Signer
 from callbackq.targets import TargetPolicy
 from callbackq.testing import FakeClock
 from callbackq.transport import HTTPTransport, SupportsSubmit
+from callbackq.transport.tls import CHEAP_CIPHERS, verifying_context
 from support.deliveries import Outcomes, make_delivery
 from support.receivers import Conversation, Receiver
 
@@ -341,3 +344,54 @@ def test_impossible_settings_are_refused_by_name(settings: dict[str, object], fi
         HTTPTransport(**settings)  # type: ignore[arg-type]
 
     assert [field for field, _ in refusal.value.errors] == fields
+
+
+def test_own_tls_context_offers_nothing_whose_cost_a_receiver_chooses() -> None:
+    context = verifying_context()
+
+    assert {cipher["kea"] for cipher in context.get_ciphers()} == {"kx-any", "kx-ecdhe"}
+    assert context.options & ssl.OP_NO_RENEGOTIATION
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert context.check_hostname
+    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+
+
+def test_own_tls_context_asks_for_http_1(authority: trustme.CA, server_tls: Callable[..., ssl.SSLContext]) -> None:
+    client, server = verifying_context(), server_tls("a.example")
+    authority.configure_trust(client)
+    server.set_alpn_protocols(["h2", "http/1.1"])
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [
+        client.wrap_bio(to_client, to_server, server_hostname="a.example"),
+        server.wrap_bio(to_server, to_client, server_side=True),
+    ]
+
+    for _ in range(3):
+        for end in ends:
+            with suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+
+    assert [end.selected_alpn_protocol() for end in ends] == ["http/1.1"] * 2
+
+
+def test_transport_without_a_context_of_the_hosts_uses_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = verifying_context()
+    monkeypatch.setattr("callbackq.transport.http.verifying_context", lambda: made)
+
+    assert HTTPTransport()._settings.ssl_context is made
+
+
+@pytest.mark.parametrize(("ciphers", "times"), [("ECDHE+AESGCM:DHE+AESGCM", 1), (CHEAP_CIPHERS, 0)])
+def test_context_that_lets_receivers_choose_the_cost_is_told_once(
+    receive: Receive, make_transport: MakeTransport, caplog: pytest.LogCaptureFixture, ciphers: str, times: int
+) -> None:
+    receiver, context = receive(), ssl.create_default_context()
+    context.set_ciphers(ciphers)
+    transport = make_transport(ssl_context=context)
+
+    for _ in range(2):
+        transport.send(make_delivery(receiver.url()))
+
+    told = [record.getMessage() for record in caplog.records if "set_ciphers" in record.getMessage()]
+    assert len(told) == times
+    assert all(CHEAP_CIPHERS in line for line in told)

@@ -12,7 +12,6 @@ from importlib.metadata import version
 from typing import Final, get_args
 
 from attrs import field, mutable
-from urllib3.util.ssl_ import create_urllib3_context
 
 from callbackq.clock import Clock, SystemClock
 from callbackq.core.delivery import Answer, Delivery, NotSent, NotSentReason, Outcome
@@ -30,6 +29,7 @@ from callbackq.transport.loop import NetworkLoop
 from callbackq.transport.protocol import SupportsSubmit, Transport
 from callbackq.transport.proxy import Proxy, check_proxy
 from callbackq.transport.request import OrderHeaders, RequestWriter
+from callbackq.transport.tls import CHEAP_CIPHERS, check_ssl_context, lets_receivers_choose_the_cost, verifying_context
 
 __all__ = ["HTTPTransport"]
 
@@ -54,8 +54,8 @@ class HTTPTransport(Transport, SupportsSubmit):
 
     The thread is started by the first attempt and ends with `close`. One object may be used from any number of
     threads, and after a fork in both processes: the child begins with no connections. What is under way in the
-    parent stays the parent's. With its first attempt in a process it says in the log what its policy opens
-    (WARNING), and through which proxy it sends (INFO).
+    parent stays the parent's. With its first attempt in a process it says in the log what its policy opens and what
+    its *ssl_context* leaves to receivers (WARNING), and through which proxy it sends (INFO).
 
     Args:
         target_policy: what may be reached. Asked at every attempt, also about a host that was reached before.
@@ -75,7 +75,10 @@ class HTTPTransport(Transport, SupportsSubmit):
         queue_key: the key for ``"hashed"``, at least 16 bytes.
         user_agent: sent with requests that bring no User-Agent; ``callbackq/`` and the version by default.
         ssl_context: for receivers' certificates: a CA bundle or a client certificate of your own. It must verify
-            certificates and host names, and not go below TLS 1.2. The system's certificates by default.
+            certificates and host names, and not go below TLS 1.2. The system's certificates by default. Python's
+            contexts offer key exchanges whose cost the server chooses (DHE): a hostile receiver can have the network
+            thread compute for a second, in which nothing else is sent. Take them out with
+            ``context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")``; until then there is a WARNING in the log.
         idle_timeout: how long to keep an unused connection. Zero keeps none, and asks receivers to close.
         max_connection_age: how long after its beginning a connection may still be used.
         proxy: send everything through this forward proxy, ``http://host:port``: plain http by requests in absolute
@@ -117,7 +120,7 @@ class HTTPTransport(Transport, SupportsSubmit):
             *_check_response_limit(response_limit),
             *_check_order_headers(order_headers, queue_key),
             *_check_user_agent(user_agent),
-            *_check_ssl_context(ssl_context),
+            *check_ssl_context(ssl_context),
             *_check_signer(signer),
             *check_proxy(proxy, proxy_credentials),
             *(() if clock is None else check_collaborator("clock", clock, "now", "monotonic")),
@@ -139,7 +142,7 @@ class HTTPTransport(Transport, SupportsSubmit):
         self._settings = AttemptSettings(
             policy=target_policy,
             # Now, not at the first need: with all descriptors in use it would quietly come out without certificates.
-            ssl_context=_verifying_ssl_context() if ssl_context is None else ssl_context,
+            ssl_context=verifying_context() if ssl_context is None else ssl_context,
             deadline_seconds=deadline.total_seconds(),
             connect_seconds=connect_timeout.total_seconds(),
             response_limit=response_limit,
@@ -263,6 +266,12 @@ class HTTPTransport(Transport, SupportsSubmit):
         # Not under the mutex: a handler of the host's may do anything.
         if openings := self._settings.policy.openings():
             _log.warning("callbacks may reach what is closed by default: %s", ", ".join(openings))
+        if lets_receivers_choose_the_cost(self._settings.ssl_context):
+            _log.warning(
+                "the ssl_context lets receivers choose what a handshake costs, up to seconds of the network thread: "
+                "call set_ciphers(%a) on it",
+                CHEAP_CIPHERS,
+            )
         if (proxy := self._settings.proxy) is not None:
             _log.info("callbacks go out through the proxy %s, whose task it is to judge their addresses", proxy.name)
 
@@ -286,15 +295,6 @@ class _Presence:
     def abandon(self) -> None:
         if self.loop is not None:
             self.loop.abandon()
-
-
-def _verifying_ssl_context() -> ssl.SSLContext:
-    context = create_urllib3_context()
-    context.load_default_certs()
-    context.set_alpn_protocols(["http/1.1"])
-    # A request for it in the middle of an answer could keep the network thread busy.
-    context.options |= ssl.OP_NO_RENEGOTIATION
-    return context
 
 
 def _check_target_policy(policy: object) -> Iterator[Fault]:
@@ -329,15 +329,3 @@ def _check_order_headers(order_headers: str, queue_key: bytes) -> Iterator[Fault
         yield "order_headers", "must be 'plain', 'hashed' or 'none'"
     if order_headers == "hashed" and (not isinstance(queue_key, bytes) or len(queue_key) < 16):
         yield "queue_key", "must be at least 16 secret bytes: without them hashed queue ids can be guessed"
-
-
-def _check_ssl_context(context: object) -> Iterator[Fault]:
-    if context is None:
-        return
-    if not isinstance(context, ssl.SSLContext):
-        yield "ssl_context", "must be an ssl.SSLContext"
-        return
-    if context.verify_mode is not ssl.CERT_REQUIRED or not context.check_hostname:
-        yield "ssl_context", "must verify certificates and host names; to trust one of your own, load it as a CA"
-    if context.minimum_version < ssl.TLSVersion.TLSv1_2:
-        yield "ssl_context", "must not go below TLS 1.2: set minimum_version"
