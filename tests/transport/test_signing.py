@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import errno
 import logging
@@ -181,6 +182,9 @@ def test_secrets_that_are_out_of_reach_are_no_attempt(
         (RuntimeError(CANARY), "RuntimeError"),
         (FileNotFoundError(errno.ENOENT, CANARY), "ENOENT"),
         (OSError(CANARY), "OSError"),
+        (asyncio.CancelledError(CANARY), "CancelledError"),
+        (SystemExit(CANARY), "SystemExit"),
+        (BaseException(CANARY), "BaseException"),
     ],
     ids=repr,
 )
@@ -188,7 +192,7 @@ def test_a_callback_that_nobody_can_sign_has_failed_an_attempt_and_the_words_sta
     receive: Receive,
     make_transport: MakeTransport,
     caplog: pytest.LogCaptureFixture,
-    error: Exception,
+    error: BaseException,
     detail: str,
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -204,6 +208,12 @@ def test_a_callback_that_nobody_can_sign_has_failed_an_attempt_and_the_words_sta
     assert [record.name for record in caplog.records] == ["callbackq.transport"] * 2
     assert type(error).__name__ in caplog.text
     assert CANARY not in caplog.text
+
+
+def test_wish_to_end_the_program_is_passed_on(make_transport: MakeTransport) -> None:
+    for signer in signer_that_raises(KeyboardInterrupt()):
+        with pytest.raises(KeyboardInterrupt):
+            make_transport(signer=signer).submit(make_delivery("http://127.0.0.1:9/"), lambda outcome: None)
 
 
 @pytest.mark.parametrize("returned", [b"s" * 32, "whsec_" + CANARY, Signer, 0, False, [None]], ids=repr)

@@ -185,8 +185,11 @@ class HTTPTransport(Transport, SupportsSubmit):
         started = self._clock.monotonic()
         try:
             request = self._writer.write(delivery, delivery.request.target, time)
-        except Exception as error:
-            # Signers and secrets come from the host, whose code may raise anything.
+        except KeyboardInterrupt:
+            raise  # somebody wants the whole program to end
+        except BaseException as error:
+            # Signers and secrets come from the host, whose code may raise anything. A wish to end a thread or a task
+            # must not leave the callback locked with nobody at work on it.
             done(self._unsigned(error, time, started))
             return
         attempt = Attempt(delivery, done, request=request, time=time, started=started)
@@ -240,7 +243,7 @@ class HTTPTransport(Transport, SupportsSubmit):
             presence = self._presences.setdefault(process, _Presence())
         return presence
 
-    def _unsigned(self, error: Exception, time: datetime, started: float) -> Outcome:
+    def _unsigned(self, error: BaseException, time: datetime, started: float) -> Outcome:
         """
         Say what it means that a request could not be signed.
 
