@@ -43,6 +43,8 @@ _log = logging.getLogger("callbackq")
 _LONGEST_REST_SECONDS: Final = 30.0
 # Nothing was sent, and nobody is to blame: long enough not to spin, short enough not to matter.
 _NOT_SENT_REST: Final = timedelta(milliseconds=100)
+# To this is added as much again by chance, so that a customer's callbacks don't all come back at once.
+_NO_SECRETS_REST: Final = timedelta(seconds=15)
 # The shortest rest when the store says that something is due but hands out nothing: somebody else is taking it.
 _SHORTEST_REST_SECONDS: Final = 0.01
 
@@ -185,8 +187,7 @@ class Engine:
     def _end_delivery(self, slot: Slot, outcome: object) -> None:
         slot.delivery = None
         if isinstance(outcome, NotSent):
-            stopped = outcome.reason is NotSentReason.STOPPED
-            self.recorder.release(slot, after=timedelta(0) if stopped else _NOT_SENT_REST)
+            self.recorder.release(slot, after=self._rest_after(outcome.reason))
             if outcome.reason is NotSentReason.LOCAL_FAULT:
                 self._rest_after_local_fault(outcome.detail)
         else:
@@ -196,6 +197,15 @@ class Engine:
         follower = self._hosts.end(slot.host, slot, self._clock.monotonic())
         if follower is not None:
             self._send(follower)
+
+    def _rest_after(self, reason: NotSentReason) -> timedelta:
+        match reason:
+            case NotSentReason.STOPPED:
+                return timedelta(0)
+            case NotSentReason.NO_SECRETS:
+                return _NO_SECRETS_REST * (1 + self._random())
+            case _:
+                return _NOT_SENT_REST
 
     # Results going out.
 

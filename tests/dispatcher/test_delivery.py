@@ -182,7 +182,7 @@ def test_abandoned_locks_use_up_no_retry(store: InMemoryDataAccess, clock: FakeC
     assert store.get_callback_status(id).state is CallbackState.SUCCEEDED
 
 
-@pytest.mark.parametrize("reason", [NotSentReason.TIME_IS_UP, NotSentReason.STOPPED])
+@pytest.mark.parametrize("reason", NotSentReason)
 def test_a_request_that_was_not_sent_is_no_attempt_and_is_due_again(
     reason: NotSentReason, store: InMemoryDataAccess, clock: FakeClock, witness: Witness
 ) -> None:

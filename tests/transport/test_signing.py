@@ -6,6 +6,7 @@ import asyncio
 import base64
 import errno
 import logging
+import re
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -21,9 +22,10 @@ from callbackq.core.models import AttemptFailure
 from callbackq.errors import SignatureError
 from callbackq.events import EventKind
 from callbackq.signing import Signer, public_key_of, verify
+from callbackq.testing import FakeClock
 from callbackq.transport import HTTPTransport
 from support.deliveries import make_delivery
-from support.dispatching import Witness
+from support.dispatching import InlineSender, Witness, an_engine, drive
 from support.receivers import Receiver, SeenRequest
 
 Receive = Callable[..., Receiver]
@@ -170,7 +172,13 @@ def test_secrets_that_are_out_of_reach_are_no_attempt(
 
     outcomes = outcomes_of(signer_that_raises(error), make_transport, receiver.url())
 
-    assert outcomes == [NotSent(reason=NotSentReason.LOCAL_FAULT, detail=detail)] * 2
+    # Of one receiver alone where there is a choice, of all where there is none.
+    reasons = [NotSentReason.NO_SECRETS, NotSentReason.LOCAL_FAULT]
+    assert outcomes == [NotSent(reason=reason, detail=detail) for reason in reasons]
+    [record] = caplog.records
+    assert re.fullmatch(
+        f"callback 'callback-[0-9]+' can't be signed for the moment, and waits: {detail}", record.getMessage()
+    )
     assert receiver.connections == 0
     assert CANARY not in caplog.text
 
@@ -249,15 +257,15 @@ def test_an_outage_of_the_secrets_uses_up_no_attempt_and_delivers_when_it_is_ove
     store, witness = InMemoryDataAccess(), Witness()
     refusals = 3
 
-    def choose(request: CallbackRequest) -> Signer:
+    def secrets() -> bytes:
         nonlocal refusals
         refusals -= 1
         if refusals >= 0:
             raise ConnectionRefusedError(CANARY)
-        return Signer(SECRETS["acme"])
+        return SECRETS["acme"]
 
     id = store.store_callback_request(CallbackRequest(url=receiver.url())).id  # one attempt is all it has
-    dispatcher = Dispatcher(store, transport=make_transport(signer=choose), observer=witness)
+    dispatcher = Dispatcher(store, transport=make_transport(signer=Signer(secrets)), observer=witness)
     assert dispatcher.run_until_idle(timeout=20)
 
     status = store.get_callback_status(id)
@@ -265,6 +273,37 @@ def test_an_outage_of_the_secrets_uses_up_no_attempt_and_delivers_when_it_is_ove
     assert [who_signed(request, SECRETS) for request in receiver.requests] == [["acme"]]
     assert witness.kinds().count(EventKind.RELEASED) == 3
     assert EventKind.LOCAL_FAULT in witness.kinds()
+
+
+def test_one_customers_secrets_out_of_reach_hold_up_nobody_else(
+    receive: Receive, make_transport: MakeTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver, clock, witness = receive(), FakeClock(), Witness()
+    store = InMemoryDataAccess(clock=clock)
+    began = clock.monotonic()
+
+    def choose(request: CallbackRequest) -> Signer:
+        if request.application_id == "acme" and clock.monotonic() < began + 100:
+            raise ConnectionRefusedError(CANARY)
+        return Signer(SECRETS[request.application_id])
+
+    ids = [
+        store.store_callback_request(CallbackRequest(url=receiver.url(), application_id=name)).id
+        for name in ("acme",) * 10 + ("globex",) * 10
+    ]
+    sender = InlineSender(make_transport(signer=choose, clock=clock))
+    engine = an_engine(store, sender, clock, witness)
+
+    drive(engine, clock, until=lambda: witness.kinds().count(EventKind.SUCCEEDED) == 10)
+    assert clock.monotonic() < began + 1
+    assert [store.get_callback_status(id).success for id in ids] == [False] * 10 + [True] * 10
+    drive(engine, clock, until=engine.is_idle)
+
+    assert [len(store.get_callback_status(id).attempts) for id in ids] == [1] * 20
+    assert EventKind.LOCAL_FAULT not in witness.kinds()
+    # Each waits 15 to 30 seconds, and all of them together say it once a minute.
+    assert 10 * 4 <= witness.kinds().count(EventKind.RELEASED) <= 10 * 7
+    assert caplog.text.count("can't be signed for the moment") == 2
 
 
 def test_a_customer_without_a_secret_fails_for_good_and_holds_up_nobody_else(

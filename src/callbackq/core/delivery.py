@@ -88,6 +88,11 @@ class NotSentReason(Enum):
     This machine has no descriptors, memory or ports left, or can't reach its operator's proxy: rest before trying
     anything else.
     """
+    NO_SECRETS = "no secrets"
+    """
+    The secrets of this callback are out of reach for the moment, which says nothing about those of others: it alone
+    waits, for 15 to 30 seconds.
+    """
 
 
 @frozen(kw_only=True)

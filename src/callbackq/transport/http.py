@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from importlib.metadata import version
+from math import inf
 from typing import Final, get_args
 
 from attrs import field, mutable
@@ -38,6 +39,8 @@ _log = logging.getLogger("callbackq.transport")
 _PUBLIC_INTERNET: Final = TargetPolicy()
 # How much longer than its deadline a blocking send waits before it no longer believes in its network thread.
 _GRACE_SECONDS: Final = 5.0
+# After it has said that secrets are out of reach.
+_SILENCE_SECONDS: Final = 60.0
 
 
 class HTTPTransport(Transport, SupportsSubmit):
@@ -66,8 +69,10 @@ class HTTPTransport(Transport, SupportsSubmit):
             `CallbackRequest` to the `Signer` of its receiver, or to ``None``, which sends no signature. The function is
             called at every attempt, in the dispatcher's thread, so it must answer from memory. When it, or a function
             that provides a Signer's secrets, raises a ``ConnectionError`` or a ``TimeoutError``, nothing is sent and
-            nothing counts as an attempt: the dispatcher rests, and tries again. Whatever else it raises is an attempt
-            that failed with ``internal``. What the exception says is kept nowhere.
+            nothing counts as an attempt. With one `Signer` for all the dispatcher rests, and tries again; with a
+            function, that callback alone waits for 15 to 30 seconds, and a WARNING says so, once a minute at most.
+            Whatever else it raises is an attempt that failed with ``internal``. What the exception says is kept
+            nowhere.
         response_limit: how many bytes of an answer's body to read and keep.
         order_headers: ``"plain"`` sends ``callbackq-queue``, ``-sequence``, ``-attempt`` and ``-token``, by which a
             receiver drops duplicates and stale copies. The queue id is percent-encoded where it isn't visible
@@ -190,7 +195,7 @@ class HTTPTransport(Transport, SupportsSubmit):
         except BaseException as error:
             # Signers and secrets come from the host, whose code may raise anything. A wish to end a thread or a task
             # must not leave the callback locked with nobody at work on it.
-            done(self._unsigned(error, time, started))
+            done(self._unsigned(error, delivery, time, started))
             return
         attempt = Attempt(delivery, done, request=request, time=time, started=started)
         presence = self._presence()
@@ -243,18 +248,31 @@ class HTTPTransport(Transport, SupportsSubmit):
             presence = self._presences.setdefault(process, _Presence())
         return presence
 
-    def _unsigned(self, error: BaseException, time: datetime, started: float) -> Outcome:
+    def _unsigned(self, error: BaseException, delivery: Delivery, time: datetime, started: float) -> Outcome:
         """
         Say what it means that a request could not be signed.
 
-        No secrets from anywhere is a fault of this side that passes: it must use up nobody's retries. No secret for
-        this callback, or a malformed one, stays so until somebody acts: its retries end, and a final failure is seen.
+        Secrets out of reach are a fault of this side that passes: it must use up nobody's retries. Where each receiver
+        has its own, they may come from places of their own, so one that is out of reach holds up no others. No secret
+        for this callback, or a malformed one, stays so until somebody acts: its retries end, and a final failure is
+        seen.
         """
         is_out_of_reach = isinstance(error, ConnectionError | TimeoutError)
         if is_out_of_reach or (isinstance(error, OSError) and error.errno in LOCAL_FAULTS):
-            return NotSent(reason=NotSentReason.LOCAL_FAULT, detail=f"no secrets: {detail_of(error)}")
+            detail = f"no secrets: {detail_of(error)}"
+            if isinstance(self._writer.signer, Signer):
+                return NotSent(reason=NotSentReason.LOCAL_FAULT, detail=detail)
+            self._tell_of_missing_secrets(delivery, detail)
+            return NotSent(reason=NotSentReason.NO_SECRETS, detail=detail)
         log_fault(_log, "a request could not be signed", error)
         return self._internal(detail_of(error), time, started)
+
+    def _tell_of_missing_secrets(self, delivery: Delivery, detail: str) -> None:
+        presence, now = self._presence(), self._clock.monotonic()
+        # All of one customer's callbacks meet this again and again, which must not flood the log.
+        if now >= presence.silent_until:
+            presence.silent_until = now + _SILENCE_SECONDS
+            _log.warning("callback %a can't be signed for the moment, and waits: %s", delivery.callback_id, detail)
 
     def _internal(self, detail: str, time: datetime, started: float) -> Answer:
         duration = timedelta(seconds=max(0.0, self._clock.monotonic() - started))
@@ -291,6 +309,7 @@ class _Presence:
 
     loop: NetworkLoop | None = None
     is_announced: bool = False
+    silent_until: float = -inf
     # Held while a loop is started and handed over: without it two threads would start one each, or give an attempt to
     # one that is just being closed.
     mutex: threading.Lock = field(factory=threading.Lock)
