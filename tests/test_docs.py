@@ -13,6 +13,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from ipaddress import ip_network
 from pathlib import Path
 from types import ModuleType
 from urllib.parse import quote, urlencode
@@ -21,6 +22,7 @@ from xml.etree import ElementTree
 import pytest
 
 import callbackq
+from callbackq.core.addresses import SPECIAL_NETWORKS, Network, special_block
 from callbackq.core.lifecycle import TABLE
 from callbackq.core.models import CallbackState
 from support.pages import DOCS, PAGES, ROOT, Block, Command, blocks_of, matches, name_of
@@ -340,3 +342,37 @@ def documented_in(inventory: Path) -> set[str]:
     """Read the names out of Sphinx's list of everything documented: four lines of head, then a zlib stream."""
     *_, body = inventory.read_bytes().split(b"\n", 4)
     return {line.split(" ", 1)[0] for line in zlib.decompress(body).decode().splitlines()}
+
+
+# What a proxy must not let through.
+
+
+def blocks_for_squid() -> list[Network]:
+    text = (DOCS / "howto" / "send-through-a-proxy.md").read_text(encoding="utf-8")
+    rules = re.findall(r"^acl internal dst (.+)$", text, re.MULTILINE)
+    return [ip_network(block) for rule in rules for block in rule.split()]
+
+
+def lies_in(inner: Network, outer: Network) -> bool:
+    return inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]
+
+
+def test_squid_is_told_to_deny_every_block_of_the_table() -> None:
+    denied = blocks_for_squid()
+
+    assert [block for block in SPECIAL_NETWORKS if not any(lies_in(block, one) for one in denied)] == []
+
+
+def test_squid_is_told_to_deny_all_of_ipv6_that_is_not_public_but_not_the_form_of_its_ipv4_addresses() -> None:
+    denied = [block for block in blocks_for_squid() if block.version == 6]
+    first_groups = [ip_network(f"{group:x}::/16") for group in range(1, 0x10000) if not 0x2000 <= group < 0x4000]
+
+    # The first group of all is denied in parts.
+    assert [one for one in first_groups[::7] if not any(lies_in(one, block) for block in denied)] == []
+    assert not any(block.overlaps(ip_network("::ffff:0:0/96")) for block in denied)  # type: ignore[arg-type]
+
+
+def test_squid_is_told_to_deny_nothing_that_is_public() -> None:
+    for block in blocks_for_squid():
+        for address in (block[0], block[-1], block[block.num_addresses // 2]):
+            assert special_block(address) is not None, block

@@ -12,7 +12,7 @@ from typing import Final
 
 from attrs import frozen
 
-__all__ = ["NAT64", "Address", "Network", "SpecialBlock", "parse_address", "special_block"]
+__all__ = ["NAT64", "SPECIAL_NETWORKS", "Address", "Network", "SpecialBlock", "parse_address", "special_block"]
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -79,6 +79,8 @@ _SPECIAL_IPV6: Final = (
     _block("2001:db8::/32", "a documentation address"),
     _block("3fff::/20", "a documentation address"),
 )
+SPECIAL_NETWORKS: Final = tuple(block.network for block in (*_SPECIAL_IPV4, *_SPECIAL_IPV6))
+"""All blocks of the table. What lies outside 2000::/3 is no more public than they are."""
 _PUBLIC_IPV6: Final = IPv6Network("2000::/3")
 # What IANA has not given to the public internet needs no row to be refused.
 _NOT_PUBLIC_IPV6: Final = _block("::/0", "an address outside the public IPv6 internet, 2000::/3")
