@@ -144,6 +144,8 @@ BAD_SECRETS = [
     (None, ["secrets"]),
     (7, ["secrets"]),
     ({SECRET}, ["secrets"]),
+    (bytearray(32), ["secrets"]),
+    (memoryview(bytes(32)), ["secrets"]),
     ("", ["secrets[0]"]),
     ("CANARY" * 8, ["secrets[0]"]),
     (SECRET.removeprefix("whsec_"), ["secrets[0]"]),

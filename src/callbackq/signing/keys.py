@@ -123,7 +123,8 @@ _Key = TypeVar("_Key")
 
 def _read_all(secrets: object, read: Callable[[object], _Key]) -> list[_Key]:
     given = [secrets] if isinstance(secrets, (str, bytes)) else secrets
-    if not isinstance(given, Sequence) or not given:
+    # Bytes that can change are a sequence, too: of numbers.
+    if not isinstance(given, Sequence) or isinstance(given, bytearray | memoryview) or not given:
         raise InvalidRequestError([("secrets", "must be a secret or a sequence of at least one")])
     keys: list[_Key] = []
     faults = []
