@@ -5,6 +5,7 @@ from __future__ import annotations
 import selectors
 import socket
 from collections.abc import Callable, Iterator
+from unittest.mock import Mock
 
 import pytest
 
@@ -116,6 +117,20 @@ def test_the_longest_idle_makes_room_when_enough_are_kept_in_all(connect: Connec
         kept.keep(connection, 1.0)
 
     assert [connection.is_open for connection in connections] == [False] * 2 + [True] * 256
+
+
+def test_connection_that_the_selector_refuses_to_watch_is_closed(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = KeptConnections(idle_timeout=4.0, max_age=60.0)
+    connection, _ = connect()
+    monkeypatch.setattr(connection, "watch", Mock(side_effect=OSError("no")))
+
+    with pytest.raises(OSError, match="no"):
+        kept.keep(connection, 1.0)
+
+    assert not connection.is_open
+    assert kept.take([connection.route], 1.0) is None
 
 
 def test_closing_twice_does_nothing(connect: Connect) -> None:

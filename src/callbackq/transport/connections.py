@@ -220,7 +220,12 @@ class KeptConnections:
         return None
 
     def keep(self, connection: Connection, now: float) -> None:
-        """Keep a connection whose answer was read to its end; or close it, if there are enough."""
+        """
+        Keep a connection whose answer was read to its end; or close it, if there are enough.
+
+        Raises:
+            OSError: the selector doesn't take it. It is closed.
+        """
         connection.user = None
         connection.idle_since = now
         if now >= self._expiry(connection) or len(self._by_route.get(connection.route, ())) >= _MAX_KEPT_PER_ROUTE:
@@ -228,7 +233,11 @@ class KeptConnections:
             return
         if len(self._connections) >= _MAX_KEPT:
             self.drop(next(iter(self._connections)))
-        connection.watch(selectors.EVENT_READ)
+        try:
+            connection.watch(selectors.EVENT_READ)
+        except BaseException:
+            connection.close()
+            raise
         self._connections[connection] = None
         self._by_route.setdefault(connection.route, []).append(connection)
 
