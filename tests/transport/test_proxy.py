@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import logging
 import socket
 import ssl
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import trustme
@@ -544,6 +546,21 @@ def test_proxy_that_is_unknown_makes_no_attempt(make_transport: MakeTransport, s
     system_names.fault = socket.gaierror(socket.EAI_NONAME, "no such name")
 
     assert unreachable(make_transport(target_policy=PUBLIC, proxy="http://proxy.internal:3128")) == "EAI_NONAME"
+
+
+def test_machine_without_descriptors_blames_itself_and_remembers_where_the_proxy_is(
+    receive: Receive, make_transport: MakeTransport, system_names: SystemNames
+) -> None:
+    transport = make_transport(target_policy=PUBLIC, proxy=named(receive(after_connect(OK))))
+    assert answer_of(transport, "http://a.example/").status_code == 200
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("callbackq.transport.attempt.Connection", Mock(side_effect=OSError(errno.EMFILE, "none left")))
+        outcome = transport.send(make_delivery("http://b.example/"))
+
+    assert outcome == NotSent(reason=NotSentReason.LOCAL_FAULT, detail="EMFILE")
+    assert answer_of(transport, "http://b.example/").status_code == 200
+    assert len(system_names.asked) == 1
 
 
 def test_proxy_whose_look_up_hangs_makes_no_attempt_and_the_deadline_holds(

@@ -254,6 +254,8 @@ class Attempt:
         except _NoAnswer as error:
             fault = error.detail
         except OSError as error:
+            if error.errno in LOCAL_FAULTS:
+                raise  # which says nothing about the proxy
             fault = detail_of(error)
         proxy.forget()
         raise _Unsendable(NotSentReason.LOCAL_FAULT, f"the proxy can't be reached: {fault}")
