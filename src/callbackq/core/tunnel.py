@@ -16,9 +16,6 @@ __all__ = ["TunnelExchange"]
 class TunnelExchange(Exchange):
     """Reads the answer to one CONNECT."""
 
-    def __init__(self) -> None:
-        super().__init__(response_limit=0)
-
     def failure(self) -> tuple[AttemptFailure, str] | None:
         """Say, when it is over, why there is no tunnel, and in which words; ``None`` when there is one."""
         reply = self.reply
