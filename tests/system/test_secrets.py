@@ -7,6 +7,7 @@ raise exceptions that quote; the database's rows are junk. What is emitted meanw
 
 from __future__ import annotations
 
+import base64
 import os
 import socket
 import sqlite3
@@ -50,12 +51,14 @@ from callbackq.testing import FakeClock, ScriptedTransport
 from support.canaries import ALL_CANARIES, HOSTILE_ID, Watch, canary, leaky
 from support.dispatching import LIMIT, Witness
 from support.mail import Mailbox, PostOffice
+from support.proxies import forward
 from support.receivers import Conversation, Receiver
 
 pytestmark = pytest.mark.system
 
 SECRET_KEY = canary("signing-secret-of-32-bytes").ljust(32, "-").encode()
 PASSWORD = canary("mail-password")
+PROXY_CREDENTIALS = (canary("proxy-user"), canary("proxy-password"))
 ADDRESS = f"{canary('address')}@ops.example"
 SHORT = timedelta(seconds=0.5)
 
@@ -234,13 +237,17 @@ def a_mailer(
     )
 
 
-def a_transport(receivers: Receivers, signer: Signer, *, deadline: timedelta = SHORT) -> HTTPTransport:
+def a_transport(
+    receivers: Receivers, signer: Signer, *, deadline: timedelta = SHORT, proxy: str | None = None
+) -> HTTPTransport:
     return HTTPTransport(
         target_policy=TargetPolicy(allow=["127.0.0.1"], resolver=receivers.resolve),
         ssl_context=receivers.client_tls,
         deadline=deadline,
         response_limit=1000,
         signer=signer,
+        proxy=proxy,
+        proxy_credentials=PROXY_CREDENTIALS if proxy else None,
     )
 
 
@@ -286,6 +293,46 @@ def test_nothing_secret_is_emitted_whatever_becomes_of_a_callback(
         assert message["To"] == ADDRESS
         del message["To"]
         assert ALL_CANARIES not in message.as_string() + message.get_content()
+
+
+def refuses_and_quotes(conversation: Conversation) -> None:
+    """A proxy that repeats what it was told, also to those that it lets through no tunnel."""
+    while request := conversation.read_request():
+        said = f"{TEXT} {request.fields['proxy-authorization']}"
+        conversation.send(f"HTTP/1.1 407 {said}\r\nX-Echo: {said}\r\nContent-Length: 0\r\n\r\n".encode())
+
+
+@pytest.mark.parametrize("script", [forward, refuses_and_quotes], ids=["forwards", "refuses"])
+def test_nothing_secret_is_emitted_when_callbacks_go_through_a_proxy(
+    script: Callable[[Conversation], None], receivers: Receivers, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store, witness = InMemoryDataAccess(), Witness()
+    encoded = base64.b64encode(":".join(PROXY_CREDENTIALS).encode()).decode()
+    capfd.readouterr()
+
+    with ExitStack() as opened, Watch() as watch:
+        proxy = Receiver(script)
+        opened.callback(proxy.close)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            nobody = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        for name in receivers.names:
+            store.store_callback_request(a_request(receivers.origin(name), queue_id=name), id=name)
+        for where, seconds in ((nobody, 0.3), (proxy.url(""), 30)):
+            transport = a_transport(receivers, Signer(SECRET_KEY), proxy=where)
+            dispatcher = Dispatcher(store, transport=transport, observer=Both(witness))
+            assert dispatcher.run_until_idle(timeout=seconds) is (where != nobody)
+            transport.close()
+            for thing in (transport, dispatcher, *store.list_callbacks(), *witness.events):
+                watch.show("an object", thing)
+
+    shown = capfd.readouterr()
+    assert {request.fields["proxy-authorization"] for request in proxy.requests} == {f"Basic {encoded}"}
+    assert EventKind.LOCAL_FAULT in {event.kind for event in witness.events}
+    assert "through the proxy" in watch.messages()
+    assert watch.leaks() == []
+    assert watch.leaks(of=encoded) == []
+    assert watch.unfit_lines() == []
+    assert (shown.out, shown.err) == ("", "")
 
 
 def refuse_secrets() -> bytes:
