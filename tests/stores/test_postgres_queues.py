@@ -87,6 +87,23 @@ def test_the_next_goes_also_when_the_transaction_is_rolled_back(store: PostgreSQ
     assert found == ["second"]
 
 
+def test_a_callback_that_cannot_be_named_leaves_its_queue_only_while_nobody_joins(
+    store: PostgreSQLDataAccess, conninfo: str
+) -> None:
+    store.store_callback_request(a_request(queue_id="queue"), id="bad")
+    with psycopg.connect(conninfo) as connection:
+        connection.execute("UPDATE callbackq.callbacks SET callback = 'no id'")
+        connection.execute("UPDATE callbackq.queues SET head = 'no id'")
+    with transaction(conninfo) as connection:
+        store.store_callback_request(a_request(queue_id="queue"), id="behind", connection=connection)
+        assert acquire(store) == []
+        connection.commit()
+
+    found: list[str] = []
+    until(lambda: found.extend(one.id for one in acquire(store)) or found, "the queue to go on")
+    assert found == ["behind"]
+
+
 def test_whoever_joins_a_held_queue_is_told_after_all_patience(store: PostgreSQLDataAccess, conninfo: str) -> None:
     with (
         PostgreSQLDataAccess(conninfo, patience=timedelta(milliseconds=50)) as impatient,

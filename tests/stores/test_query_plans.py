@@ -21,7 +21,7 @@ from callbackq.testing.conformance.base import DELIVERED, DUE_AGAIN, LOCK_TIMEOU
 
 # What a statement must read, besides the rows it looks up by key.
 INDEXES = {
-    "next_due": ["callbackq_heads (due>?)"],
+    "next_due": ["callbackq_heads (due<?)"],
     "due_heads": ["callbackq_heads (due<?)"],
     "queue": ["name=?", "callbackq_head_of_queue (queue=?)"],
     "queue_tail": ["callbackq_head_of_queue (queue=?)"],

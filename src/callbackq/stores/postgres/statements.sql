@@ -127,12 +127,6 @@ ORDER BY c.ready
 LIMIT :limit
 FOR UPDATE OF c SKIP LOCKED;
 
--- name: set_aside
--- By key.
-UPDATE {schema}.callbacks
-SET state = 3, is_head = 0, due = NULL, ready = NULL, finished = :now, failed_reason = 'undecodable', holds = 0
-WHERE callback = :callback;
-
 -- name: lock
 -- By key.
 UPDATE {schema}.callbacks AS c

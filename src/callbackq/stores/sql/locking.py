@@ -10,7 +10,7 @@ from typing import Any, Final
 from attrs import evolve
 
 from callbackq.core.lifecycle import Action, Effect, Transition, apply_action
-from callbackq.core.models import CallbackLock, CallbackState, CallbackStatus
+from callbackq.core.models import CallbackLock, CallbackState, CallbackStatus, FailedReason
 from callbackq.core.validation import check_callback_id
 from callbackq.dataaccess import Acquired, AttemptRecord
 from callbackq.errors import CallbackNotFoundError, LockLostError
@@ -52,34 +52,32 @@ def claim(transaction: Transaction, now: int, *, limit: int, take: Take) -> list
         heads = transaction.all("due_heads", now=now, limit=limit - len(claims))
         requests = {head[0]: head[ROW_COLUMNS:] for head in heads}
         found = [CallbackRow(*head[:ROW_COLUMNS]).mended() for head in heads]
-        found = [row for row in found if _has_an_id(transaction, row, now)]
-        free = [row for row in found if row.state == WAITING or _is_free_again(row, changes)]
+        free = [row for row in found if _can_be_taken(row, changes)]
         if free:
             take(free)
         changes.write(transaction)
         claims += [(row, requests[row.callback]) for row in free]
-        if len(free) == len(heads):
+        if len(free) == len(found):
             break
         # Some ended with their locks, and those behind them may be due.
     return claims
 
 
-def _has_an_id(transaction: Transaction, row: CallbackRow, now: int) -> bool:
-    """Set a callback aside that can't even be named: it fails, and nobody else waits for it."""
-    if not any(check_callback_id(row.id)):
-        return True
-    transaction.run("set_aside", {"callback": row.callback, "now": now})
-    _LOG.error("a callback whose id can't be read has failed: it was changed by another program, or its disk has")
-    if row.queue is not None:
-        transaction.run_many("open_queue", [{"queue": row.queue, "sequence": 0, "now": now}])
-    return False
+def _can_be_taken(row: CallbackRow, changes: Changes) -> bool:
+    if row.owes_an_opening():
+        changes.open_queue_behind(row)
+        return False
+    if any(check_callback_id(row.id)):
+        # It can't even be named: it fails, and nobody else waits for it.
+        _LOG.error("a callback whose id can't be read has failed: it was changed by another program, or its disk has")
+        row.holds, row.failed_reason = 0, FailedReason.UNDECODABLE.value
+        changes.finish(row, CallbackState.FAILED)
+        return False
+    return row.state == WAITING or _is_free_again(row, changes)
 
 
 def _is_free_again(row: CallbackRow, changes: Changes) -> bool:
     """End a lock that has timed out; a cancel noted under it, or a late acceptance, ends the callback too."""
-    if row.owes_an_opening():
-        changes.open_queue_behind(row)
-        return False
     changes.lose_lock(row)
     row.abandoned += 1
     settled = changes.settle(row, Transition(state=CallbackState.WAITING))

@@ -149,12 +149,6 @@ WHERE c.is_head = 1 AND c.due <= :now
 ORDER BY c.due
 LIMIT :limit;
 
--- name: set_aside
--- By key.
-UPDATE callbackq_callbacks
-SET state = 3, is_head = 0, due = NULL, finished = :now, failed_reason = 'undecodable', holds = 0
-WHERE callback = :callback;
-
 -- name: draw_tokens
 -- By key, one row. The instant goes along because the row is written anyway.
 UPDATE callbackq_store SET token = token + :count, latest = :now WHERE one = 1;
