@@ -215,8 +215,14 @@ class Database:
         def passes(error: BaseException) -> bool:
             return faults.passes_at_once(error) and (is_repeatable or isinstance(error, TransientDataAccessError))
 
+        doubt = faults.Doubt()
+
+        def try_once() -> _T:
+            with doubt:
+                return action()
+
         try:
-            return action()
+            return try_once()
         except DataAccessError as error:
             if not passes(error):
                 raise
@@ -225,7 +231,7 @@ class Database:
             wait=wait_random_exponential(multiplier=0.005, max=0.2),
             stop=stop_after_attempt(_TRIES),
             reraise=True,
-        )(action)
+        )(try_once)
 
     @contextmanager
     def _connection(self) -> Iterator[psycopg.Connection[Any]]:

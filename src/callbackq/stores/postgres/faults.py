@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, Final
 
 import psycopg
@@ -12,6 +13,7 @@ from callbackq.errors import DataAccessError, TransientDataAccessError
 
 __all__ = [
     "ConnectError",
+    "Doubt",
     "is_at_the_wrong_server",
     "is_forgotten_statement",
     "is_taken_id",
@@ -93,6 +95,28 @@ def translate_enlisted(error: psycopg.Error) -> DataAccessError:
     told = TransientDataAccessError(f"{ours}: roll the transaction back and repeat it")
     told.__cause__ = error
     return told
+
+
+class Doubt:
+    """
+    Remember over several tries whether one of them may have written: no later one can say that nothing was.
+
+    Each try is a ``with`` block.
+    """
+
+    def __init__(self) -> None:
+        self._may_have_written = False
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if not isinstance(error, DataAccessError):
+            return
+        if not isinstance(error, TransientDataAccessError):
+            self._may_have_written = True
+        elif self._may_have_written:
+            raise DataAccessError(f"{error}; an earlier try may have been written") from error.__cause__
 
 
 def passes_at_once(error: BaseException) -> bool:

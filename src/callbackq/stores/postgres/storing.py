@@ -66,14 +66,17 @@ def store(
             raise ConflictError(id)
     stored: dict[str, CallbackStatus] = {}
     settings: dict[str, object] = {"now": now, "patience": str(patience_ms), "channel": channel}
+    doubt = faults.Doubt()
     for tries_left in reversed(range(_MOST_TRIES)):
         try:
-            stored |= run(lambda transaction: _insert(transaction, new, settings, shard_of))
+            with doubt:
+                stored |= run(lambda transaction: _insert(transaction, new, settings, shard_of))
             break
         except DataAccessError as error:
             if not tries_left or not faults.is_taken_id(error):
                 raise
-        stored |= run(lambda transaction: _look(transaction, new))
+        with doubt:
+            stored |= run(lambda transaction: _look(transaction, new))
         for id in stored:
             new.pop(id, None)
     return [stored[id] for id, _ in requests]
