@@ -16,9 +16,11 @@ from callbackq.core.models import CallbackState
 from callbackq.dataaccess import Acquired, AttemptRecord
 from callbackq.errors import TransientDataAccessError
 from callbackq.stores.postgres import PostgreSQLDataAccess
+from callbackq.stores.postgres.transaction import PostgreSQLTransaction
 from callbackq.testing.conformance.base import DELIVERED, LOCK_TIMEOUT, a_request, an_attempt
 from callbackq.testing.conformance.concurrency import race
 from support.postgres import PostgreSQL, until
+from support.processes import LIMIT
 
 
 @pytest.fixture
@@ -99,6 +101,41 @@ def test_whoever_joins_a_held_queue_is_told_after_all_patience(store: PostgreSQL
         connection.commit()
 
         assert impatient.store_callback_request(a_request(queue_id="queue"), id="a").sequence == 2
+
+
+# A client that freezes.
+
+
+def test_a_client_that_freezes_in_the_middle_of_a_claim_keeps_nothing_from_others(
+    store: PostgreSQLDataAccess, conninfo: str
+) -> None:
+    store.store_callback_request(a_request(), id="a")
+    goes_on = threading.Event()
+    found: list[list[str]] = []
+
+    def claim(transaction: PostgreSQLTransaction, now: int) -> list[str]:
+        rows = list(transaction.all("due_heads", now=now, mark=0, limit=1))
+        assert goes_on.wait(LIMIT)
+        transaction.all("next_due", mark=0)
+        found.append([row[0] for row in rows])
+        return found[-1]
+
+    with PostgreSQLDataAccess(conninfo, patience=timedelta(milliseconds=50)) as frozen:
+        freezing = threading.Thread(target=frozen._database.write, args=[claim])
+        freezing.start()
+        until(lambda: held_rows(conninfo), "the claim to have its row")
+        acquired: list[Acquired] = []
+        until(lambda: acquired.extend(acquire(store)) or acquired, "the frozen claim to lose its row")
+        goes_on.set()
+        freezing.join(LIMIT)
+
+        assert [one.id for one in acquired] == ["a"]
+        assert found == [[]], "it began again by itself, and found what others had left"
+
+
+def held_rows(conninfo: str) -> bool:
+    with psycopg.connect(conninfo) as connection:
+        return not connection.execute("SELECT 1 FROM callbackq.callbacks FOR UPDATE SKIP LOCKED").fetchall()
 
 
 # Locks in an order.

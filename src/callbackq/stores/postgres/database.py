@@ -36,9 +36,12 @@ _TRIES: Final = 10
 # Where the time of a clock for tests begins: no wall time, which such a clock steps.
 _TEST_ERA_US: Final = microseconds(datetime(2026, 1, 1, tzinfo=UTC))
 _BEGIN: Final[dict[Profile, str]] = {
-    "postgres": "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {patience}; ",
+    "postgres": "BEGIN ISOLATION LEVEL READ COMMITTED; ",
     "distributed": "BEGIN ISOLATION LEVEL SERIALIZABLE; ",
 }
+# The second is for a client that freezes in the middle: the server ends its session, and others get its rows.
+_LIMITS: Final = "SET LOCAL lock_timeout = {patience}; SET LOCAL idle_in_transaction_session_timeout = {idle}; "
+_LEAST_IDLE_MS: Final = 1_000
 
 
 class Database:
@@ -69,7 +72,8 @@ class Database:
         self._clock = clock
         self._prepare = prepare
         self.statements = load(schema, profile)
-        self._begin = _BEGIN[profile].format(patience=self.patience_ms) + self.statements["now"].text
+        limits = _LIMITS.format(patience=self.patience_ms, idle=max(self.patience_ms, _LEAST_IDLE_MS))
+        self._begin = _BEGIN[profile] + limits + self.statements["now"].text
         self._forget()
 
     def _forget(self) -> None:

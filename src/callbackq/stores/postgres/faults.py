@@ -45,6 +45,7 @@ _PASSING: Final[dict[str, str]] = {
     "40P01": "found others changing the same at the same time",
     # An id that others stored, in a transaction that sees an older state and so can't look at it.
     "23505": "found others storing the same at the same time",
+    "25P03": "ended a transaction that stood still for too long",
     "26000": "has forgotten a prepared statement",
     "42P05": "has another prepared statement by that name",
     "55P03": "is locked by another transaction for too long: keep transactions that store callbacks short",
@@ -171,4 +172,4 @@ def _is_lost_connection(error: psycopg.Error) -> bool:
     if state is None:
         # From the driver itself or from the network.
         return isinstance(error, psycopg.OperationalError)
-    return state.startswith(("08", "57P"))
+    return state.startswith(("08", "57P")) or state == "25P03"
