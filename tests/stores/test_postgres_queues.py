@@ -17,6 +17,7 @@ from callbackq.dataaccess import Acquired, AttemptRecord
 from callbackq.errors import TransientDataAccessError
 from callbackq.stores.postgres import PostgreSQLDataAccess
 from callbackq.stores.postgres.transaction import PostgreSQLTransaction
+from callbackq.stores.sql.rows import Row
 from callbackq.testing.conformance.base import DELIVERED, LOCK_TIMEOUT, a_request, an_attempt
 from callbackq.testing.conformance.concurrency import race
 from support.postgres import PostgreSQL, until
@@ -101,6 +102,62 @@ def test_whoever_joins_a_held_queue_is_told_after_all_patience(store: PostgreSQL
         connection.commit()
 
         assert impatient.store_callback_request(a_request(queue_id="queue"), id="a").sequence == 2
+
+
+# Storing again what is there.
+
+
+@contextmanager
+def between(
+    monkeypatch: pytest.MonkeyPatch, statement: str, meanwhile: Callable[[], object]
+) -> Iterator[None]:
+    """Let something happen once, after this statement of whoever executes it."""
+    original = PostgreSQLTransaction.all
+    to_do = [meanwhile]
+
+    def with_event(transaction: PostgreSQLTransaction, name: str, /, **values: object) -> list[Row]:
+        rows = original(transaction, name, **values)
+        if name == statement and to_do:
+            to_do.pop()()
+        return rows
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PostgreSQLTransaction, "all", with_event)
+        yield
+    assert not to_do, "it never happened"
+
+
+@pytest.mark.parametrize("is_enlisted", [False, True])
+def test_what_is_purged_while_it_is_stored_again_is_either_there_or_new(
+    store: PostgreSQLDataAccess, conninfo: str, monkeypatch: pytest.MonkeyPatch, is_enlisted: bool
+) -> None:
+    store.store_callback_request(a_request(), id="a")
+    succeed(store, acquire(store))
+
+    with PostgreSQLDataAccess(conninfo) as beside, transaction(conninfo) as connection:
+        with between(monkeypatch, "taken_ids", lambda: beside.purge(finished_for=timedelta(0))):
+            status = store.store_callback_request(
+                a_request(), id="a", connection=connection if is_enlisted else None
+            )
+        connection.commit()
+
+    assert status.state is (CallbackState.WAITING if is_enlisted else CallbackState.SUCCEEDED)
+    assert [one.id for one in store.list_callbacks()] == (["a"] if is_enlisted else [])
+
+
+def test_what_ends_while_it_is_stored_again_is_told_as_of_one_moment(
+    store: PostgreSQLDataAccess, conninfo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.store_callback_request(a_request(), id="a")
+    acquired = acquire(store)
+
+    with (
+        PostgreSQLDataAccess(conninfo) as beside,
+        between(monkeypatch, "status", lambda: succeed(beside, acquired)),
+    ):
+        status = store.store_callback_request(a_request(), id="a")
+
+    assert (status.state, status.attempts) == (CallbackState.LOCKED, ())
 
 
 # A client that freezes.

@@ -158,9 +158,11 @@ class PostgreSQLDataAccess(
     def _store(
         self, requests: Sequence[tuple[str | None, CallbackRequest]], connection: psycopg.Connection[Any] | None
     ) -> list[CallbackStatus]:
+        within = None if connection is None else self._database.within(connection)
         statuses = storing.store(
-            self._database.at_once if connection is None else self._database.within(connection),
+            within or self._database.at_once,
             storing.drawn(requests),
+            read=within or self._database.read,
             now=self._database.given_now_us(),
             patience_ms=self._database.patience_ms,
             channel=self._channel,
