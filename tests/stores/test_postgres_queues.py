@@ -16,8 +16,9 @@ from callbackq.core.models import CallbackState
 from callbackq.dataaccess import Acquired, AttemptRecord
 from callbackq.errors import TransientDataAccessError
 from callbackq.stores.postgres import PostgreSQLDataAccess
+from callbackq.stores.postgres import transaction as transactions
 from callbackq.stores.postgres.transaction import PostgreSQLTransaction
-from callbackq.stores.sql.rows import Row
+from callbackq.stores.sql.rows import Key, Row
 from callbackq.testing.conformance.base import DELIVERED, LOCK_TIMEOUT, a_request, an_attempt
 from callbackq.testing.conformance.concurrency import race
 from support.postgres import PostgreSQL, until
@@ -76,6 +77,35 @@ def test_an_open_transaction_holds_up_no_other_queue(store: PostgreSQLDataAccess
     until(lambda: found.extend(one.id for one in acquire(store)) or "held-2" in found, "the held queue to go on")
     assert found.count("held-2") == 1
     assert "held-3" not in found
+
+
+def test_waiting_a_moment_for_one_queue_leaves_the_transaction_all_its_patience(
+    store: PostgreSQLDataAccess, conninfo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transactions, "_MOMENT_MS", 9_000)
+    store.store_callback_request(a_request(queue_id="queue"))
+
+    def operation(transaction: PostgreSQLTransaction, _: int) -> tuple[set[Key], Any]:
+        locked = transaction.lock_queues({"queue"})
+        return locked, transaction._connection.execute("SHOW lock_timeout").fetchone()
+
+    def let_go_when_awaited() -> None:
+        until(lambda: is_awaited(conninfo), "somebody to wait")
+        connection.rollback()
+
+    with transaction(conninfo) as connection:
+        connection.execute("SELECT FROM callbackq.queues FOR UPDATE")
+        letting_go = threading.Thread(target=let_go_when_awaited)
+        letting_go.start()
+        result = store._database.write(operation)
+        letting_go.join(LIMIT)
+
+    assert result == ({"queue"}, ("10s",))
+
+
+def is_awaited(conninfo: str) -> bool:
+    with psycopg.connect(conninfo) as connection:
+        return bool(connection.execute("SELECT FROM pg_locks WHERE NOT granted").fetchall())
 
 
 def test_the_next_goes_also_when_the_transaction_is_rolled_back(store: PostgreSQLDataAccess, conninfo: str) -> None:

@@ -124,18 +124,23 @@ class PostgreSQLTransaction(Transaction):
         missing = wanted - self._locked
         if missing and not patiently:
             missing -= self._lock("free_queues", missing)
-        if missing:
-            self._wait_for(missing, patiently=patiently)
+        if missing and patiently:
+            self._lock("lock_queues", missing)
+        elif missing:
+            self._wait_a_moment(missing)
         return wanted & self._locked
 
-    def _wait_for(self, queues: set[Key], *, patiently: bool) -> None:
-        if patiently:
-            self._lock("lock_queues", queues)
-            return
+    def _wait_a_moment(self, queues: set[Key]) -> None:
+        # Reading the setting comes first: its row is the answer's first.
+        cursor = psycopg.Cursor(self._connection, row_factory=tuple_row)
         try:
             with self._connection.transaction():
-                self._connection.execute(f"SET LOCAL lock_timeout = {_MOMENT_MS}", prepare=False)
+                cursor.execute(f"SHOW lock_timeout; SET LOCAL lock_timeout = {_MOMENT_MS}", prepare=False)
+                (patience,) = cursor.fetchone() or ("0",)
                 self._lock("lock_queues", queues)
+                # The end of a savepoint takes no setting back.
+                restored = sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(patience))
+                cursor.execute(restored, prepare=False)
         except psycopg.errors.LockNotAvailable:
             # Whoever holds one of them has not even let go for a moment. They are opened later.
             return
