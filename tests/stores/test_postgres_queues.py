@@ -17,7 +17,7 @@ from callbackq.dataaccess import Acquired, AttemptRecord
 from callbackq.errors import TransientDataAccessError
 from callbackq.stores.postgres import PostgreSQLDataAccess
 from callbackq.stores.postgres import transaction as transactions
-from callbackq.stores.postgres.transaction import PostgreSQLTransaction
+from callbackq.stores.postgres.transaction import PostgreSQLTransaction, Profile
 from callbackq.stores.sql.rows import Key, Row
 from callbackq.testing.conformance.base import DELIVERED, LOCK_TIMEOUT, a_request, an_attempt
 from callbackq.testing.conformance.concurrency import race
@@ -59,7 +59,13 @@ def succeed(store: PostgreSQLDataAccess, acquired: list[Acquired]) -> None:
 # A transaction that stored, and stays open.
 
 
-def test_an_open_transaction_holds_up_no_other_queue(store: PostgreSQLDataAccess, conninfo: str) -> None:
+@pytest.mark.parametrize("profile", ["postgres", "distributed"])
+def test_an_open_transaction_holds_up_no_other_queue(conninfo: str, profile: Profile) -> None:
+    with PostgreSQLDataAccess(conninfo, profile=profile) as store:
+        _check_that_no_other_queue_is_held_up(store, conninfo)
+
+
+def _check_that_no_other_queue_is_held_up(store: PostgreSQLDataAccess, conninfo: str) -> None:
     for queue in ("held", "other"):
         store.store_callback_requests([a_request(queue_id=queue)] * 2, ids=[f"{queue}-1", f"{queue}-2"])
     with transaction(conninfo) as connection:
@@ -120,9 +126,12 @@ def test_the_next_goes_also_when_the_transaction_is_rolled_back(store: PostgreSQ
     assert found == ["second"]
 
 
-def test_whoever_joins_a_held_queue_is_told_after_all_patience(store: PostgreSQLDataAccess, conninfo: str) -> None:
+@pytest.mark.parametrize("profile", ["postgres", "distributed"])
+def test_whoever_joins_a_held_queue_is_told_after_all_patience(
+    store: PostgreSQLDataAccess, conninfo: str, profile: Profile
+) -> None:
     with (
-        PostgreSQLDataAccess(conninfo, patience=timedelta(milliseconds=50)) as impatient,
+        PostgreSQLDataAccess(conninfo, profile=profile, patience=timedelta(milliseconds=50)) as impatient,
         transaction(conninfo) as connection,
     ):
         store.store_callback_request(a_request(queue_id="queue"), connection=connection)

@@ -74,6 +74,7 @@ class Database:
         self.statements = load(schema, profile)
         limits = _LIMITS.format(patience=self.patience_ms, idle=max(self.patience_ms, _LEAST_IDLE_MS))
         self._begin = _BEGIN[profile] + limits + self.statements["now"].text
+        self._begin_single = "BEGIN; " + limits + self.statements["now"].text
         self._forget()
 
     def _forget(self) -> None:
@@ -156,6 +157,14 @@ class Database:
 
         return self._persistently(run_once, is_repeatable=True)
 
+    def at_once_within_limits(self, operation: Callable[[PostgreSQLTransaction], _T]) -> _T:
+        """As `at_once`, for a statement that may wait for others and can't say by itself how long."""
+
+        def run_once() -> _T:
+            return self._write_once(lambda transaction, _: operation(transaction), {}, begin=self._begin_single)
+
+        return self._persistently(run_once, is_repeatable=True)
+
     def within(self, connection: psycopg.Connection[Any]) -> Enlisted:
         """Run operations on a connection of the application's, as part of its transaction."""
         return Enlisted(connection, self.statements, is_prepared=self._is_prepared)
@@ -174,10 +183,16 @@ class Database:
             return None
         return _TEST_ERA_US + round(self._clock.monotonic() * 1_000_000)
 
-    def _write_once(self, operation: Callable[[PostgreSQLTransaction, int], _T], constants: Mapping[str, object]) -> _T:
+    def _write_once(
+        self,
+        operation: Callable[[PostgreSQLTransaction, int], _T],
+        constants: Mapping[str, object],
+        *,
+        begin: str | None = None,
+    ) -> _T:
         with self._connection() as connection:
             try:
-                began = self._start(connection)
+                began = self._start(connection, begin or self._begin)
                 transaction = self._transaction(connection, constants, began=began)
                 given = self.given_now_us()
                 result = operation(transaction, began if given is None else given)
@@ -199,9 +214,9 @@ class Database:
         prepares = self._connections is not None and self._connections.keep_statements
         return PostgreSQLTransaction(connection, self.statements, constants, prepares=prepares, began=began)
 
-    def _start(self, connection: psycopg.Connection[Any]) -> int:
+    def _start(self, connection: psycopg.Connection[Any], begin: str) -> int:
         # Several statements without values are one round trip.
-        cursor = connection.execute(self._begin, prepare=False)
+        cursor = connection.execute(begin, prepare=False)
         while cursor.nextset():
             pass
         (now,) = cursor.fetchone() or (0,)

@@ -160,7 +160,7 @@ class PostgreSQLDataAccess(
     ) -> list[CallbackStatus]:
         within = None if connection is None else self._database.within(connection)
         statuses = storing.store(
-            within or self._database.at_once,
+            within or (self._database.at_once_within_limits if self._is_distributed else self._database.at_once),
             storing.drawn(requests),
             read=within or self._database.read,
             now=self._database.given_now_us(),
