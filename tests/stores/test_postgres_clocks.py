@@ -15,7 +15,7 @@ from callbackq.clock import SystemClock
 from callbackq.core.models import RetryPhase
 from callbackq.events import EventKind
 from callbackq.stores.postgres import PostgreSQLDataAccess
-from callbackq.testing import ScriptedTransport
+from callbackq.testing import FakeClock, ScriptedTransport
 from callbackq.testing.conformance.base import LOCK_TIMEOUT, a_request
 from support.dispatching import Witness
 from support.postgres import PostgreSQL
@@ -92,6 +92,19 @@ def test_locks_and_due_times_are_the_servers(conninfo: str) -> None:
 
         assert times == sorted(times)
         assert acquired.lock.timeout - acquired.lock.acquired == LOCK_TIMEOUT
+
+
+def test_what_is_stored_after_the_servers_clock_was_turned_back_is_found_at_once(conninfo: str) -> None:
+    clock = FakeClock()
+    with PostgreSQLDataAccess(conninfo, clock=clock) as store:
+        clock.advance(HOUR)
+        assert store.next_due() is None  # and so the store knows where to search next
+
+        with PostgreSQLDataAccess(conninfo, clock=FakeClock()) as beside:
+            beside.store_callback_request(a_request(), id="a")
+        store._database._clock = FakeClock()
+
+        assert [one.id for one in store.acquire_locks("machine", lock_timeout=LOCK_TIMEOUT, limit=1)] == ["a"]
 
 
 def test_the_time_is_that_of_the_statement_not_of_the_transactions_beginning(conninfo: str) -> None:

@@ -470,7 +470,8 @@ def test_a_line_that_is_lost_at_the_commit_loses_and_doubles_nothing(
 ) -> None:
     statements = statements_of(world, scenario)
     single = [one for one in statements if "clock_timestamp" in one and "INSERT" in one]
-    commits = [one for one in statements if re.match(COMMIT, one)]
+    # Where storing looks at what is there, it commits nothing.
+    commits = [one for one in statements if re.match(COMMIT, one)] if scenario in COMMITTING else []
 
     for nth in range(1, len(commits) + 1):
         world.empty()

@@ -166,6 +166,34 @@ def test_a_server_that_is_away_is_told_at_once_and_in_few_lines(
     assert lines(caplog) == []
 
 
+@pytest.mark.parametrize("last", ["connecting", "waiting for a lock", "looking at what is there"])
+def test_no_later_try_says_that_nothing_was_stored_when_an_earlier_one_may_have(
+    postgres: PostgreSQL, migrated_database: str, last: str
+) -> None:
+    with (
+        CuttingProxy(postgres.conninfo(migrated_database)) as proxy,
+        PostgreSQLDataAccess(proxy.conninfo) as store,
+    ):
+        store.now()
+        fault = proxy.cut_after("INSERT INTO")
+        match last:
+            case "connecting":
+                proxy.refuse()
+            case "waiting for a lock":
+                proxy.fail("55P03", "INSERT INTO")
+            case _:
+                proxy.fail("53200", "= ANY")
+
+        with pytest.raises(DataAccessError, match="earlier try may have been written") as raised:
+            store.store_callback_request(a_request(), id="a")
+
+        assert not isinstance(raised.value, TransientDataAccessError)
+        fault.wait()
+        if last == "connecting":
+            proxy.accept()
+        assert store.get_callback_status("a").id == "a"
+
+
 def test_one_lost_connection_is_reason_enough_to_use_none_of_the_others(
     postgres: PostgreSQL, migrated_database: str
 ) -> None:

@@ -16,9 +16,13 @@ from callbackq.core.models import CallbackState
 from callbackq.dataaccess import Acquired, AttemptRecord
 from callbackq.errors import TransientDataAccessError
 from callbackq.stores.postgres import PostgreSQLDataAccess
+from callbackq.stores.postgres import transaction as transactions
+from callbackq.stores.postgres.transaction import PostgreSQLTransaction, Profile
+from callbackq.stores.sql.rows import Key, Row
 from callbackq.testing.conformance.base import DELIVERED, LOCK_TIMEOUT, a_request, an_attempt
 from callbackq.testing.conformance.concurrency import race
 from support.postgres import PostgreSQL, until
+from support.processes import LIMIT
 
 
 @pytest.fixture
@@ -55,7 +59,13 @@ def succeed(store: PostgreSQLDataAccess, acquired: list[Acquired]) -> None:
 # A transaction that stored, and stays open.
 
 
-def test_an_open_transaction_holds_up_no_other_queue(store: PostgreSQLDataAccess, conninfo: str) -> None:
+@pytest.mark.parametrize("profile", ["postgres", "distributed"])
+def test_an_open_transaction_holds_up_no_other_queue(conninfo: str, profile: Profile) -> None:
+    with PostgreSQLDataAccess(conninfo, profile=profile) as store:
+        _check_that_no_other_queue_is_held_up(store, conninfo)
+
+
+def _check_that_no_other_queue_is_held_up(store: PostgreSQLDataAccess, conninfo: str) -> None:
     for queue in ("held", "other"):
         store.store_callback_requests([a_request(queue_id=queue)] * 2, ids=[f"{queue}-1", f"{queue}-2"])
     with transaction(conninfo) as connection:
@@ -73,6 +83,35 @@ def test_an_open_transaction_holds_up_no_other_queue(store: PostgreSQLDataAccess
     until(lambda: found.extend(one.id for one in acquire(store)) or "held-2" in found, "the held queue to go on")
     assert found.count("held-2") == 1
     assert "held-3" not in found
+
+
+def test_waiting_a_moment_for_one_queue_leaves_the_transaction_all_its_patience(
+    store: PostgreSQLDataAccess, conninfo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transactions, "_MOMENT_MS", 9_000)
+    store.store_callback_request(a_request(queue_id="queue"))
+
+    def operation(transaction: PostgreSQLTransaction, _: int) -> tuple[set[Key], Any]:
+        locked = transaction.lock_queues({"queue"})
+        return locked, transaction._connection.execute("SHOW lock_timeout").fetchone()
+
+    def let_go_when_awaited() -> None:
+        until(lambda: is_awaited(conninfo), "somebody to wait")
+        connection.rollback()
+
+    with transaction(conninfo) as connection:
+        connection.execute("SELECT FROM callbackq.queues FOR UPDATE")
+        letting_go = threading.Thread(target=let_go_when_awaited)
+        letting_go.start()
+        result = store._database.write(operation)
+        letting_go.join(LIMIT)
+
+    assert result == ({"queue"}, ("10s",))
+
+
+def is_awaited(conninfo: str) -> bool:
+    with psycopg.connect(conninfo) as connection:
+        return bool(connection.execute("SELECT FROM pg_locks WHERE NOT granted").fetchall())
 
 
 def test_the_next_goes_also_when_the_transaction_is_rolled_back(store: PostgreSQLDataAccess, conninfo: str) -> None:
@@ -104,9 +143,12 @@ def test_a_callback_that_cannot_be_named_leaves_its_queue_only_while_nobody_join
     assert found == ["behind"]
 
 
-def test_whoever_joins_a_held_queue_is_told_after_all_patience(store: PostgreSQLDataAccess, conninfo: str) -> None:
+@pytest.mark.parametrize("profile", ["postgres", "distributed"])
+def test_whoever_joins_a_held_queue_is_told_after_all_patience(
+    store: PostgreSQLDataAccess, conninfo: str, profile: Profile
+) -> None:
     with (
-        PostgreSQLDataAccess(conninfo, patience=timedelta(milliseconds=50)) as impatient,
+        PostgreSQLDataAccess(conninfo, profile=profile, patience=timedelta(milliseconds=50)) as impatient,
         transaction(conninfo) as connection,
     ):
         store.store_callback_request(a_request(queue_id="queue"), connection=connection)
@@ -116,6 +158,97 @@ def test_whoever_joins_a_held_queue_is_told_after_all_patience(store: PostgreSQL
         connection.commit()
 
         assert impatient.store_callback_request(a_request(queue_id="queue"), id="a").sequence == 2
+
+
+# Storing again what is there.
+
+
+@contextmanager
+def between(
+    monkeypatch: pytest.MonkeyPatch, statement: str, meanwhile: Callable[[], object]
+) -> Iterator[None]:
+    """Let something happen once, after this statement of whoever executes it."""
+    original = PostgreSQLTransaction.all
+    to_do = [meanwhile]
+
+    def with_event(transaction: PostgreSQLTransaction, name: str, /, **values: object) -> list[Row]:
+        rows = original(transaction, name, **values)
+        if name == statement and to_do:
+            to_do.pop()()
+        return rows
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PostgreSQLTransaction, "all", with_event)
+        yield
+    assert not to_do, "it never happened"
+
+
+@pytest.mark.parametrize("is_enlisted", [False, True])
+def test_what_is_purged_while_it_is_stored_again_is_either_there_or_new(
+    store: PostgreSQLDataAccess, conninfo: str, monkeypatch: pytest.MonkeyPatch, is_enlisted: bool
+) -> None:
+    store.store_callback_request(a_request(), id="a")
+    succeed(store, acquire(store))
+
+    with PostgreSQLDataAccess(conninfo) as beside, transaction(conninfo) as connection:
+        with between(monkeypatch, "taken_ids", lambda: beside.purge(finished_for=timedelta(0))):
+            status = store.store_callback_request(
+                a_request(), id="a", connection=connection if is_enlisted else None
+            )
+        connection.commit()
+
+    assert status.state is (CallbackState.WAITING if is_enlisted else CallbackState.SUCCEEDED)
+    assert [one.id for one in store.list_callbacks()] == (["a"] if is_enlisted else [])
+
+
+def test_what_ends_while_it_is_stored_again_is_told_as_of_one_moment(
+    store: PostgreSQLDataAccess, conninfo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.store_callback_request(a_request(), id="a")
+    acquired = acquire(store)
+
+    with (
+        PostgreSQLDataAccess(conninfo) as beside,
+        between(monkeypatch, "status", lambda: succeed(beside, acquired)),
+    ):
+        status = store.store_callback_request(a_request(), id="a")
+
+    assert (status.state, status.attempts) == (CallbackState.LOCKED, ())
+
+
+# A client that freezes.
+
+
+def test_a_client_that_freezes_in_the_middle_of_a_claim_keeps_nothing_from_others(
+    store: PostgreSQLDataAccess, conninfo: str
+) -> None:
+    store.store_callback_request(a_request(), id="a")
+    goes_on = threading.Event()
+    found: list[list[str]] = []
+
+    def claim(transaction: PostgreSQLTransaction, now: int) -> list[str]:
+        rows = list(transaction.all("due_heads", now=now, mark=0, limit=1))
+        assert goes_on.wait(LIMIT)
+        transaction.all("next_due", mark=0)
+        found.append([row[0] for row in rows])
+        return found[-1]
+
+    with PostgreSQLDataAccess(conninfo, patience=timedelta(milliseconds=50)) as frozen:
+        freezing = threading.Thread(target=frozen._database.write, args=[claim])
+        freezing.start()
+        until(lambda: held_rows(conninfo), "the claim to have its row")
+        acquired: list[Acquired] = []
+        until(lambda: acquired.extend(acquire(store)) or acquired, "the frozen claim to lose its row")
+        goes_on.set()
+        freezing.join(LIMIT)
+
+        assert [one.id for one in acquired] == ["a"]
+        assert found == [[]], "it began again by itself, and found what others had left"
+
+
+def held_rows(conninfo: str) -> bool:
+    with psycopg.connect(conninfo) as connection:
+        return not connection.execute("SELECT 1 FROM callbackq.callbacks FOR UPDATE SKIP LOCKED").fetchall()
 
 
 # Locks in an order.

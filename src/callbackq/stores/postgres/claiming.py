@@ -96,7 +96,8 @@ class Mark:
 
     def begin(self, now: int) -> int:
         """Say from where to search."""
-        if now >= self._next_full_search:
+        # A clock that was turned back makes heads before the mark, and the mark would be far ahead for as long as that.
+        if now >= self._next_full_search or now < self._mark:
             self._next_full_search = now + _LEAST_REST_US
             return 0
         return self._mark

@@ -36,9 +36,12 @@ _TRIES: Final = 10
 # Where the time of a clock for tests begins: no wall time, which such a clock steps.
 _TEST_ERA_US: Final = microseconds(datetime(2026, 1, 1, tzinfo=UTC))
 _BEGIN: Final[dict[Profile, str]] = {
-    "postgres": "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {patience}; ",
+    "postgres": "BEGIN ISOLATION LEVEL READ COMMITTED; ",
     "distributed": "BEGIN ISOLATION LEVEL SERIALIZABLE; ",
 }
+# The second is for a client that freezes in the middle: the server ends its session, and others get its rows.
+_LIMITS: Final = "SET LOCAL lock_timeout = {patience}; SET LOCAL idle_in_transaction_session_timeout = {idle}; "
+_LEAST_IDLE_MS: Final = 1_000
 
 
 class Database:
@@ -69,7 +72,9 @@ class Database:
         self._clock = clock
         self._prepare = prepare
         self.statements = load(schema, profile)
-        self._begin = _BEGIN[profile].format(patience=self.patience_ms) + self.statements["now"].text
+        limits = _LIMITS.format(patience=self.patience_ms, idle=max(self.patience_ms, _LEAST_IDLE_MS))
+        self._begin = _BEGIN[profile] + limits + self.statements["now"].text
+        self._begin_single = "BEGIN; " + limits + self.statements["now"].text
         self._forget()
 
     def _forget(self) -> None:
@@ -152,6 +157,14 @@ class Database:
 
         return self._persistently(run_once, is_repeatable=True)
 
+    def at_once_within_limits(self, operation: Callable[[PostgreSQLTransaction], _T]) -> _T:
+        """As `at_once`, for a statement that may wait for others and can't say by itself how long."""
+
+        def run_once() -> _T:
+            return self._write_once(lambda transaction, _: operation(transaction), {}, begin=self._begin_single)
+
+        return self._persistently(run_once, is_repeatable=True)
+
     def within(self, connection: psycopg.Connection[Any]) -> Enlisted:
         """Run operations on a connection of the application's, as part of its transaction."""
         return Enlisted(connection, self.statements, is_prepared=self._is_prepared)
@@ -170,10 +183,16 @@ class Database:
             return None
         return _TEST_ERA_US + round(self._clock.monotonic() * 1_000_000)
 
-    def _write_once(self, operation: Callable[[PostgreSQLTransaction, int], _T], constants: Mapping[str, object]) -> _T:
+    def _write_once(
+        self,
+        operation: Callable[[PostgreSQLTransaction, int], _T],
+        constants: Mapping[str, object],
+        *,
+        begin: str | None = None,
+    ) -> _T:
         with self._connection() as connection:
             try:
-                began = self._start(connection)
+                began = self._start(connection, begin or self._begin)
                 transaction = self._transaction(connection, constants, began=began)
                 given = self.given_now_us()
                 result = operation(transaction, began if given is None else given)
@@ -195,9 +214,9 @@ class Database:
         prepares = self._connections is not None and self._connections.keep_statements
         return PostgreSQLTransaction(connection, self.statements, constants, prepares=prepares, began=began)
 
-    def _start(self, connection: psycopg.Connection[Any]) -> int:
+    def _start(self, connection: psycopg.Connection[Any], begin: str) -> int:
         # Several statements without values are one round trip.
-        cursor = connection.execute(self._begin, prepare=False)
+        cursor = connection.execute(begin, prepare=False)
         while cursor.nextset():
             pass
         (now,) = cursor.fetchone() or (0,)
@@ -215,8 +234,14 @@ class Database:
         def passes(error: BaseException) -> bool:
             return faults.passes_at_once(error) and (is_repeatable or isinstance(error, TransientDataAccessError))
 
+        doubt = faults.Doubt()
+
+        def try_once() -> _T:
+            with doubt:
+                return action()
+
         try:
-            return action()
+            return try_once()
         except DataAccessError as error:
             if not passes(error):
                 raise
@@ -225,7 +250,7 @@ class Database:
             wait=wait_random_exponential(multiplier=0.005, max=0.2),
             stop=stop_after_attempt(_TRIES),
             reraise=True,
-        )(action)
+        )(try_once)
 
     @contextmanager
     def _connection(self) -> Iterator[psycopg.Connection[Any]]:

@@ -78,10 +78,6 @@ WHERE c.callback = ANY(CAST(:candidates AS TEXT[])) AND c.is_head = 1 AND c.read
 ORDER BY c.ready
 LIMIT :limit;
 
--- name: free_queues
--- By key.
-SELECT queue FROM {schema}.queues WHERE queue = ANY(CAST(:queues AS TEXT[])) ORDER BY queue FOR UPDATE;
-
 -- name: due_mailings
 -- mailings_owing from its beginning.
 SELECT mailing, email_address, queue, last, paid, covered, tries, first_token

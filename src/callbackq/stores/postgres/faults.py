@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, Final
 
 import psycopg
@@ -12,6 +13,7 @@ from callbackq.errors import DataAccessError, TransientDataAccessError
 
 __all__ = [
     "ConnectError",
+    "Doubt",
     "is_at_the_wrong_server",
     "is_forgotten_statement",
     "is_taken_id",
@@ -43,6 +45,7 @@ _PASSING: Final[dict[str, str]] = {
     "40P01": "found others changing the same at the same time",
     # An id that others stored, in a transaction that sees an older state and so can't look at it.
     "23505": "found others storing the same at the same time",
+    "25P03": "ended a transaction that stood still for too long",
     "26000": "has forgotten a prepared statement",
     "42P05": "has another prepared statement by that name",
     "55P03": "is locked by another transaction for too long: keep transactions that store callbacks short",
@@ -93,6 +96,28 @@ def translate_enlisted(error: psycopg.Error) -> DataAccessError:
     told = TransientDataAccessError(f"{ours}: roll the transaction back and repeat it")
     told.__cause__ = error
     return told
+
+
+class Doubt:
+    """
+    Remember over several tries whether one of them may have written: no later one can say that nothing was.
+
+    Each try is a ``with`` block.
+    """
+
+    def __init__(self) -> None:
+        self._may_have_written = False
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if not isinstance(error, DataAccessError):
+            return
+        if not isinstance(error, TransientDataAccessError):
+            self._may_have_written = True
+        elif self._may_have_written:
+            raise DataAccessError(f"{error}; an earlier try may have been written") from error.__cause__
 
 
 def passes_at_once(error: BaseException) -> bool:
@@ -147,4 +172,4 @@ def _is_lost_connection(error: psycopg.Error) -> bool:
     if state is None:
         # From the driver itself or from the network.
         return isinstance(error, psycopg.OperationalError)
-    return state.startswith(("08", "57P"))
+    return state.startswith(("08", "57P")) or state == "25P03"

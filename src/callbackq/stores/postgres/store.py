@@ -168,13 +168,15 @@ class PostgreSQLDataAccess(
     def _store(
         self, requests: Sequence[tuple[str | None, CallbackRequest]], connection: psycopg.Connection[Any] | None
     ) -> list[CallbackStatus]:
-        run: storing.Run = self._database.at_once if connection is None else self._database.within(connection)
+        within = None if connection is None else self._database.within(connection)
+        read: storing.Run = within or self._database.read
         given = [id for id, _ in requests if id is not None]
         # Where the application's transaction is, since what it has stored can be seen nowhere else.
-        ask(self._accept, requests, stored=storing.stored_of(run, given))
+        ask(self._accept, requests, stored=storing.stored_of(read, given))
         statuses = storing.store(
-            run,
+            within or (self._database.at_once_within_limits if self._is_distributed else self._database.at_once),
             storing.drawn(requests),
+            read=read,
             now=self._database.given_now_us(),
             patience_ms=self._database.patience_ms,
             channel=self._channel,

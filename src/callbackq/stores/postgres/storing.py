@@ -10,8 +10,7 @@ from callbackq.core.models import CallbackRequest, CallbackStatus
 from callbackq.errors import ConflictError, DataAccessError
 from callbackq.stores.postgres import faults
 from callbackq.stores.postgres.transaction import PostgreSQLTransaction
-from callbackq.stores.sql.reading import status_of
-from callbackq.stores.sql.rows import new_status, request_values
+from callbackq.stores.sql.rows import new_status, read_status, request_values
 
 __all__ = ["Requests", "Run", "drawn", "store", "stored_of"]
 
@@ -45,6 +44,7 @@ def store(
     run: Run,
     requests: Requests,
     *,
+    read: Run,
     now: int | None,
     patience_ms: int,
     channel: str,
@@ -59,6 +59,7 @@ def store(
     Args:
         run: runs an operation so that all or nothing of it is written.
         requests: what to store.
+        read: runs an operation that reads, as of one moment if it can.
         now: the time; ``None`` for the server's.
         patience_ms: how long to wait for others that join the same queues.
         channel: whom to hint.
@@ -73,21 +74,28 @@ def store(
             raise ConflictError(id)
     stored: dict[str, CallbackStatus] = {}
     settings: dict[str, object] = {"now": now, "patience": str(patience_ms), "channel": channel}
+    doubt = faults.Doubt()
     for tries_left in reversed(range(_MOST_TRIES)):
         try:
-            stored |= run(lambda transaction: _insert(transaction, new, settings, shard_of))
+            with doubt:
+                stored |= run(lambda transaction: _insert(transaction, new, settings, shard_of))
             break
         except DataAccessError as error:
             if not tries_left or not faults.is_taken_id(error):
                 raise
-        stored |= run(lambda transaction: _look(transaction, new))
+        with doubt:
+            stored |= read(lambda transaction: _look(transaction, new))
         for id in stored:
             new.pop(id, None)
     return [stored[id] for id, _ in requests]
 
 
 def _look(transaction: PostgreSQLTransaction, requests: dict[str, CallbackRequest]) -> dict[str, CallbackStatus]:
-    found = {id: status_of(transaction, id) for (id,) in transaction.all("taken_ids", ids=list(requests))}
+    found: dict[str, CallbackStatus] = {}
+    for (id,) in transaction.all("taken_ids", ids=list(requests)):
+        # In the application's transaction, one may be purged between two statements. Then it is new after all.
+        if row := transaction.one("status", callback=id):
+            found[id] = read_status(row, transaction.all("history", callback=id))
     for id, status in found.items():
         if status.request != requests[id]:
             raise ConflictError(id)

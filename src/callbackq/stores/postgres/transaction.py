@@ -50,6 +50,7 @@ def load(schema: str, profile: Profile) -> Mapping[str, Statement]:
     texts = load_statements(_PACKAGE, "statements.sql")
     if profile == "distributed":
         texts |= load_statements(_PACKAGE, "distributed.sql")
+        del texts["free_queues"]  # it skips locked rows, which can't be done there
     return {
         name: Statement(
             with_schema(_VALUE.sub(r"%(\1)s", text), schema, with_values=True),
@@ -122,23 +123,33 @@ class PostgreSQLTransaction(Transaction):
     def lock_queues(self, queues: Iterable[Key], *, patiently: bool = False) -> set[Key]:
         wanted = set(queues)
         missing = wanted - self._locked
-        if missing and not patiently:
-            missing -= self._lock("free_queues", missing)
-        if missing:
-            self._wait_for(missing, patiently=patiently)
+        if missing and patiently:
+            self._lock("lock_queues", missing)
+        elif missing and "free_queues" in self._statements:
+            if missing := missing - self._lock("free_queues", missing):
+                self._wait_a_moment(missing)
+        elif missing and not self._wait_a_moment(missing):
+            # Nothing tells which of them are held: each by itself, so that those don't hold up the rest.
+            for queue in sorted(missing, key=str):
+                self._wait_a_moment({queue})
         return wanted & self._locked
 
-    def _wait_for(self, queues: set[Key], *, patiently: bool) -> None:
-        if patiently:
-            self._lock("lock_queues", queues)
-            return
+    def _wait_a_moment(self, queues: set[Key]) -> bool:
+        """Lock all of them or none, and say which."""
+        # Reading the setting comes first: its row is the answer's first.
+        cursor = psycopg.Cursor(self._connection, row_factory=tuple_row)
         try:
             with self._connection.transaction():
-                self._connection.execute(f"SET LOCAL lock_timeout = {_MOMENT_MS}", prepare=False)
+                cursor.execute(f"SHOW lock_timeout; SET LOCAL lock_timeout = {_MOMENT_MS}", prepare=False)
+                (patience,) = cursor.fetchone() or ("0",)
                 self._lock("lock_queues", queues)
+                # The end of a savepoint takes no setting back.
+                restored = sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(patience))
+                cursor.execute(restored, prepare=False)
         except psycopg.errors.LockNotAvailable:
             # Whoever holds one of them has not even let go for a moment. They are opened later.
-            return
+            return False
+        return True
 
     def _lock(self, statement: str, queues: set[Key]) -> set[Key]:
         locked = {queue for (queue,) in self.all(statement, queues=sorted(queues, key=str))}
