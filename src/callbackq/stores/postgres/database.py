@@ -99,9 +99,13 @@ class Database:
 
     def open(self) -> None:
         """Connect, and prepare the database, unless that has been done."""
-        self._open_pool()
+        self._ready_pool()
+
+    def _ready_pool(self) -> ConnectionPool[Any]:
+        pool = self._open_pool()
         if not self._is_prepared:
             self._prepare_once()
+        return pool
 
     def _prepare_once(self) -> None:
         with self._opening:
@@ -261,8 +265,7 @@ class Database:
 
     @contextmanager
     def _connection(self) -> Iterator[psycopg.Connection[Any]]:
-        self.open()
-        with self._from_pool(self._open_pool()) as connection:
+        with self._from_pool(self._ready_pool()) as connection:
             yield connection
 
     @contextmanager

@@ -27,7 +27,7 @@ _VALUE: Final = re.compile(r"(?<!:):([a-z_]+)")
 _MOMENT_MS: Final = 100
 # Those that only insert, so that no plan can become a bad one as tables grow. Planning them took 0.5 ms of the server's
 # CPU for each callback that is stored alone, which is more than all the rest of storing it.
-_PREPARED: Final = frozenset({"store", "add_history"})
+_PREPARED: Final = frozenset({"store", "store_one", "add_history"})
 
 
 @define(frozen=True)
@@ -50,6 +50,7 @@ def load(schema: str, profile: Profile) -> Mapping[str, Statement]:
     texts = load_statements(_PACKAGE, "statements.sql")
     if profile == "distributed":
         texts |= load_statements(_PACKAGE, "distributed.sql")
+        del texts["store_one"]
     return {
         name: Statement(_VALUE.sub(r"%(\1)s", with_schema(text, schema)), tuple(dict.fromkeys(_VALUE.findall(text))))
         for name, text in texts.items()
@@ -92,6 +93,10 @@ class PostgreSQLTransaction(Transaction):
     def let(self, **constants: object) -> None:
         """Give more values that are the same for all statements from now on."""
         self._constants = {**self._constants, **constants}
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a statement in this profile."""
+        return name in self._statements
 
     def all(self, name: str, /, **values: object) -> list[Row]:
         return self._execute(name, {**self._constants, **values}).fetchall()
