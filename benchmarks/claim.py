@@ -5,9 +5,15 @@ The promise: the cost doesn't grow with the backlog, in none of four shapes: one
 a queue for each callback, 1,000 queues, and 1,000 queues behind 100,000 blocked ones, each of which holds a callback
 that waits for its retry and one that waits behind that.
 
-    python benchmarks/claim.py [--backlog 1000000] [--rounds 50] [--directory DIRECTORY]
+    python benchmarks/claim.py [--store postgres] [--backlog 1000000] [--rounds 50] [--directory DIRECTORY]
 
 Exits with 1 when a shape costs more than 2.5 times as much with the long backlog as with 1,000 callbacks.
+
+    python benchmarks/claim.py --store postgres --old-snapshot 200000
+
+measures in place of it what claims cost while so many callbacks are delivered and some other transaction stays open, so
+that nothing dead can be removed: with a queue for each, and in 200 deep queues. Exits with 1 when claims in the last
+tenth took more than twice as long as in the first.
 """
 
 from __future__ import annotations
@@ -15,23 +21,29 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import count, islice
-from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
+import stores
 from callbackq.core.lifecycle import Transition
 from callbackq.core.models import CallbackAttempt, CallbackData, CallbackRequest, CallbackState
 from callbackq.dataaccess import Acquired, AttemptRecord
-from callbackq.stores.sqlite import SQLiteDataAccess
+
+if TYPE_CHECKING:
+    from stores import Ground, MakeStore, Store
 
 SHORT_BACKLOG = 1_000
 BLOCKED_QUEUES = 100_000
 BATCH = 1_000
 GREATEST_RATIO = 2.5
+DEEP_QUEUES = 200
+BEHIND = 4_000
+GREATEST_RISE = 2.0
 
 DELIVERED = Transition(state=CallbackState.SUCCEEDED, counted=True)
 WAIT_AN_HOUR = Transition(state=CallbackState.WAITING, counted=True, delay=timedelta(hours=1))
@@ -61,22 +73,22 @@ def requests(queue_of: Callable[[int], str]) -> Iterator[CallbackRequest]:
         )
 
 
-def fill(store: SQLiteDataAccess, some: Iterator[CallbackRequest], number: int) -> None:
+def fill(store: Store, some: Iterator[CallbackRequest], number: int) -> None:
     for start in range(0, number, BATCH):
         store.store_callback_requests(list(islice(some, min(BATCH, number - start))))
 
 
-def claim(store: SQLiteDataAccess, limit: int) -> list[Acquired]:
+def claim(store: Store, limit: int) -> list[Acquired]:
     return store.acquire_locks("machine", lock_timeout=timedelta(minutes=5), limit=limit)
 
 
-def record(store: SQLiteDataAccess, claimed: list[Acquired], transition: Transition) -> None:
+def record(store: Store, claimed: list[Acquired], transition: Transition) -> None:
     store.record_attempts(
         [AttemptRecord(acquired=acquired, attempt=ATTEMPT, transition=transition) for acquired in claimed]
     )
 
 
-def block_queues(store: SQLiteDataAccess) -> None:
+def block_queues(store: Store) -> None:
     fill(store, requests(lambda number: f"blocked-{number % BLOCKED_QUEUES}"), 2 * BLOCKED_QUEUES)
     while claimed := claim(store, BATCH):
         record(store, claimed, WAIT_AN_HOUR)
@@ -84,11 +96,12 @@ def block_queues(store: SQLiteDataAccess) -> None:
             break
 
 
-class Store:
+class Trial:
     """A store with a backlog, and what its rounds took."""
 
-    def __init__(self, path: Path, shape: str, backlog: int) -> None:
-        self._store = SQLiteDataAccess(path)
+    def __init__(self, make_store: MakeStore, shape: str, backlog: int) -> None:
+        self._store = make_store()
+        self._store.open()
         self._requests = requests(SHAPES[shape])
         self._expected = 1 if shape.startswith("1 queue") else 100
         self._claims: list[float] = []
@@ -116,9 +129,9 @@ class Store:
         self._store.close()
 
 
-def compare(directory: Path, shape: str, backlog: int, rounds: int) -> tuple[Store, Store]:
-    short = Store(directory / "short.db", shape, SHORT_BACKLOG)
-    long = Store(directory / "long.db", shape, backlog)
+def compare(ground: Ground, shape: str, backlog: int, rounds: int) -> tuple[Trial, Trial]:
+    short = Trial(ground.maker("short"), shape, SHORT_BACKLOG)
+    long = Trial(ground.maker("long"), shape, backlog)
     for _ in range(rounds):
         # In turns, so that whatever else the machine does meets both alike.
         short.run_round()
@@ -128,30 +141,85 @@ def compare(directory: Path, shape: str, backlog: int, rounds: int) -> tuple[Sto
     return short, long
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--backlog", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--directory", type=Path, help="where the files go, about 1 GB for a million callbacks")
-    options = parser.parse_args()
-    logging.disable()
+@contextmanager
+def old_snapshot(conninfo: str) -> Iterator[None]:
+    """A transaction that somebody has forgotten, of before anything was stored."""
+    import psycopg
+
+    with psycopg.connect(conninfo) as connection:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        connection.execute("SELECT count(*) FROM pg_class")
+        yield
+        connection.rollback()
+
+
+def deliver_behind_old_snapshot(ground: Ground, name: str, queue_of: Callable[[int], str], number: int) -> float:
+    claims: list[float] = []
+    looks: list[float] = []
+    records: list[float] = []
+    some = requests(queue_of)
+    with ground.maker(name)() as store, old_snapshot(str(ground.where)):
+        fill(store, some, BEHIND)
+        for _ in range(number // 100):
+            began = time.perf_counter()
+            claimed = claim(store, 100)
+            claims.append(time.perf_counter() - began)
+            assert len(claimed) == 100
+            began = time.perf_counter()
+            record(store, claimed, DELIVERED)
+            records.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            store.next_due()
+            looks.append(time.perf_counter() - began)
+            fill(store, some, 100)
+    tenth = len(claims) // 10
+    for what, took in ("claim", claims), ("next_due", looks), ("record", records):
+        parts = [median(took[start : start + tenth]) * 1000 for start in range(0, len(took), tenth)]
+        print(f"| {name} | {what} | {' / '.join(f'{part:.1f}' for part in parts)} | {parts[-1] / parts[0]:.2f} |")
+    return median(claims[-tenth:]) / median(claims[:tenth])
+
+
+def show_old_snapshot(options: argparse.Namespace) -> int:
+    print("| shape | what | ms, median of each tenth | last / first |")
+    print("| --- | --- | --- | --- |")
+    shapes: dict[str, Callable[[int], str]] = {
+        "alone": lambda number: "",
+        "deep": lambda number: f"queue-{number % DEEP_QUEUES}",
+    }
+    with stores.ground(options) as ground:
+        rises = [deliver_behind_old_snapshot(ground, name, shapes[name], options.old_snapshot) for name in shapes]
+    return int(max(rises) > GREATEST_RISE)
+
+
+def show_backlogs(options: argparse.Namespace) -> int:
     worst = 0.0
     print(
         f"| shape | {SHORT_BACKLOG:,}: claim / record ms | {options.backlog:,}: claim / record ms | ratio | stored/s |"
     )
     print("| --- | --- | --- | --- | --- |")
     for shape in SHAPES:
-        with tempfile.TemporaryDirectory(dir=options.directory) as directory:
-            stores = compare(Path(directory), shape, options.backlog, options.rounds)
-        (short_claim, short_record), (long_claim, long_record) = (store.medians_ms() for store in stores)
+        with stores.ground(options) as ground:
+            trials = compare(ground, shape, options.backlog, options.rounds)
+        (short_claim, short_record), (long_claim, long_record) = (trial.medians_ms() for trial in trials)
         ratio = (long_claim + long_record) / (short_claim + short_record)
         worst = max(worst, ratio)
         print(
             f"| {shape} | {short_claim:.2f} / {short_record:.2f} | {long_claim:.2f} / {long_record:.2f} | {ratio:.2f} "
-            f"| {stores[1].stored_per_second:,.0f} |",
+            f"| {trials[1].stored_per_second:,.0f} |",
             flush=True,
         )
     return int(worst > GREATEST_RATIO)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--backlog", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--old-snapshot", type=int, metavar="CALLBACKS")
+    stores.add_options(parser)
+    options = parser.parse_args()
+    logging.disable()
+    return show_old_snapshot(options) if options.old_snapshot else show_backlogs(options)
 
 
 if __name__ == "__main__":

@@ -164,9 +164,7 @@ def test_whoever_joins_a_held_queue_is_told_after_all_patience(
 
 
 @contextmanager
-def between(
-    monkeypatch: pytest.MonkeyPatch, statement: str, meanwhile: Callable[[], object]
-) -> Iterator[None]:
+def between(monkeypatch: pytest.MonkeyPatch, statement: str, meanwhile: Callable[[], object]) -> Iterator[None]:
     """Let something happen once, after this statement of whoever executes it."""
     original = PostgreSQLTransaction.all
     to_do = [meanwhile]
@@ -192,9 +190,7 @@ def test_what_is_purged_while_it_is_stored_again_is_either_there_or_new(
 
     with PostgreSQLDataAccess(conninfo) as beside, transaction(conninfo) as connection:
         with between(monkeypatch, "taken_ids", lambda: beside.purge(finished_for=timedelta(0))):
-            status = store.store_callback_request(
-                a_request(), id="a", connection=connection if is_enlisted else None
-            )
+            status = store.store_callback_request(a_request(), id="a", connection=connection if is_enlisted else None)
         connection.commit()
 
     assert status.state is (CallbackState.WAITING if is_enlisted else CallbackState.SUCCEEDED)

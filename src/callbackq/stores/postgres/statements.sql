@@ -58,6 +58,35 @@ WITH patience AS MATERIALIZED (
 -- The hint goes out with the commit, once however many rows ask for it.
 SELECT sequence, head, now, CASE WHEN head = callback THEN pg_notify(:channel, '') END FROM numbered ORDER BY place;
 
+-- name: store_one
+-- The same for a single callback: without arrays and what puts them in order, half of the server's CPU (160 µs, not 320).
+WITH moment AS MATERIALIZED (
+    SELECT coalesce(CAST(:now AS BIGINT), CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)) AS now,
+        CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT) AS at,
+        set_config('lock_timeout', :patience, true)
+), joined AS (
+    INSERT INTO {schema}.queues AS q (queue, tail, head)
+    SELECT CAST(:queue AS TEXT), 1, CAST(:callback AS TEXT) FROM moment WHERE CAST(:queue AS TEXT) IS NOT NULL
+    ON CONFLICT (queue) DO UPDATE SET tail = q.tail + 1, head = coalesce(q.head, excluded.head)
+    RETURNING q.tail, q.head
+), numbered AS MATERIALIZED (
+    SELECT moment.*, coalesce(joined.tail, 1) AS sequence, coalesce(joined.head, CAST(:callback AS TEXT)) AS head
+    FROM moment LEFT JOIN joined ON true
+), added AS (
+    INSERT INTO {schema}.callbacks (callback, shard, queue, sequence, state, is_head, due, ready)
+    SELECT CAST(:callback AS TEXT), CAST(:shard AS SMALLINT), CAST(:queue AS TEXT), sequence, 0,
+        CASE WHEN head = CAST(:callback AS TEXT) THEN 1 ELSE 0 END, now, now
+    FROM numbered
+), kept AS (
+    INSERT INTO {schema}.requests
+        (callback, stored, queue, url, method, headers, retry_phases, application_id, email_address, on_exhausted, body)
+    SELECT CAST(:callback AS TEXT), at, CAST(:queue AS TEXT), CAST(:url AS TEXT), CAST(:method AS TEXT),
+        CAST(:headers AS TEXT), CAST(:retry_phases AS TEXT), CAST(:application_id AS TEXT),
+        CAST(:email_address AS TEXT), CAST(:on_exhausted AS TEXT), CAST(:body AS BYTEA)
+    FROM numbered
+)
+SELECT sequence, head, now, CASE WHEN head = CAST(:callback AS TEXT) THEN pg_notify(:channel, '') END FROM numbered;
+
 -- name: notify
 SELECT pg_notify(:channel, '');
 

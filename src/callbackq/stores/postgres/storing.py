@@ -119,8 +119,10 @@ def _insert(
         }
         for id, request in requests.items()
     ]
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    places = transaction.all("store", **settings, **columns)
+    if len(rows) == 1 and transaction.has("store_one"):
+        places = transaction.all("store_one", **settings, **rows[0])
+    else:
+        places = transaction.all("store", **settings, **{name: [row[name] for row in rows] for name in rows[0]})
     return {
         id: new_status(id, request, sequence=sequence, due=moment, blocked_by=None if head == id else head)
         for (id, request), (sequence, head, moment, *_) in zip(requests.items(), places, strict=True)

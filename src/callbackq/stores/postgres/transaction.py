@@ -23,11 +23,12 @@ Profile = Literal["postgres", "distributed"]
 
 _PACKAGE: Final = "callbackq.stores.postgres"
 _VALUE: Final = re.compile(r"(?<!:):([a-z_]+)")
+_BINARY: Final = frozenset({"body"})
 # How long the callbacks of all queues may wait for one queue, whose row somebody's open transaction may hold.
 _MOMENT_MS: Final = 100
 # Those that only insert, so that no plan can become a bad one as tables grow. Planning them took 0.5 ms of the server's
 # CPU for each callback that is stored alone, which is more than all the rest of storing it.
-_PREPARED: Final = frozenset({"store", "add_history"})
+_PREPARED: Final = frozenset({"store", "store_one", "add_history"})
 
 
 @define(frozen=True)
@@ -51,13 +52,19 @@ def load(schema: str, profile: Profile) -> Mapping[str, Statement]:
     if profile == "distributed":
         texts |= load_statements(_PACKAGE, "distributed.sql")
         del texts["free_queues"]  # it skips locked rows, which can't be done there
+        del texts["store_one"]
     return {
         name: Statement(
-            with_schema(_VALUE.sub(r"%(\1)s", text), schema, with_values=True),
+            with_schema(_VALUE.sub(_placeholder, text), schema, with_values=True),
             tuple(dict.fromkeys(_VALUE.findall(text))),
         )
         for name, text in texts.items()
     }
+
+
+def _placeholder(value: re.Match[str]) -> str:
+    # Bodies go as they are: as text they would be twice as long, and read digit by digit.
+    return f"%({value[1]}){'b' if value[1] in _BINARY else 's'}"
 
 
 def with_schema(text: str, schema: str, *, with_values: bool = False) -> str:
@@ -104,6 +111,10 @@ class PostgreSQLTransaction(Transaction):
     def let(self, **constants: object) -> None:
         """Give more values that are the same for all statements from now on."""
         self._constants = {**self._constants, **constants}
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a statement in this profile."""
+        return name in self._statements
 
     def all(self, name: str, /, **values: object) -> list[Row]:
         return self._execute(name, {**self._constants, **values}).fetchall()
@@ -170,5 +181,8 @@ class PostgreSQLTransaction(Transaction):
     def _execute(self, name: str, values: Mapping[str, object]) -> psycopg.Cursor[Any]:
         # Whatever kinds of cursors and rows the host has set for its connection.
         cursor = psycopg.Cursor(self._connection, row_factory=tuple_row)
-        given = {name: literal(value) if type(value) is list else value for name, value in values.items()}
+        given = {
+            name: literal(value) if type(value) is list and name not in _BINARY else value
+            for name, value in values.items()
+        }
         return cursor.execute(self._statements[name].text, given, prepare=self._prepares and name in _PREPARED)
