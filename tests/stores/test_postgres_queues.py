@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg_pool import ConnectionPool
 
+from callbackq.core.lifecycle import Action
 from callbackq.core.models import CallbackState
 from callbackq.dataaccess import Acquired, AttemptRecord
 from callbackq.errors import TransientDataAccessError
@@ -19,6 +21,7 @@ from callbackq.stores.postgres import PostgreSQLDataAccess
 from callbackq.testing.conformance.base import DELIVERED, LOCK_TIMEOUT, a_request, an_attempt
 from callbackq.testing.conformance.concurrency import race
 from support.postgres import PostgreSQL, until
+from support.processes import LIMIT
 
 
 @pytest.fixture
@@ -40,6 +43,9 @@ def transaction(conninfo: str) -> Iterator[psycopg.Connection[Any]]:
         yield connection
     finally:
         connection.close()
+
+
+WAITING_FOR_LOCKS = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 def acquire(store: PostgreSQLDataAccess, limit: int = 100) -> list[Acquired]:
@@ -73,6 +79,37 @@ def test_an_open_transaction_holds_up_no_other_queue(store: PostgreSQLDataAccess
     until(lambda: found.extend(one.id for one in acquire(store)) or "held-2" in found, "the held queue to go on")
     assert found.count("held-2") == 1
     assert "held-3" not in found
+
+
+@pytest.mark.parametrize("kind", ["its own", "a pool's"])
+def test_calls_that_wait_for_a_held_queue_leave_a_connection_to_deliveries(conninfo: str, kind: str) -> None:
+    with ExitStack() as stack:
+        if kind == "its own":
+            store = stack.enter_context(PostgreSQLDataAccess(conninfo))
+        else:
+            pool = stack.enter_context(ConnectionPool(conninfo, min_size=1, max_size=2, open=True))
+            store = stack.enter_context(PostgreSQLDataAccess(pool))
+        store.store_callback_requests([a_request(queue_id="other")] * 2, ids=["other-1", "other-2"])
+        store.store_callback_request(a_request(queue_id="held"), id="held-1")
+        connection = stack.enter_context(transaction(conninfo))
+        store.store_callback_request(a_request(queue_id="held"), connection=connection)
+        threads = [
+            threading.Thread(target=store.store_callback_request, args=(a_request(queue_id="held"),)),
+            threading.Thread(target=store.request_transition, args=("held-1", Action.CANCEL)),
+        ]
+        for thread in threads:
+            stack.callback(thread.join, LIMIT)
+        stack.callback(connection.rollback)
+        for thread in threads:
+            thread.start()
+        with psycopg.connect(conninfo, autocommit=True) as observer:
+            until(lambda: observer.execute(WAITING_FOR_LOCKS).fetchall(), "one of them to wait")
+
+        found = acquire(store)
+        succeed(store, [one for one in found if one.id == "other-1"])
+
+        assert store.get_callback_status("other-1").success
+        assert all(thread.is_alive() for thread in threads)
 
 
 def test_the_next_goes_also_when_the_transaction_is_rolled_back(store: PostgreSQLDataAccess, conninfo: str) -> None:
@@ -216,3 +253,17 @@ def test_callbacks_are_delivered_in_the_order_of_commits(store: PostgreSQLDataAc
         succeed(store, acquired)
 
     assert delivered == committed
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_a_store_holds_no_more_connections_than_it_may(conninfo: str, most: int) -> None:
+    with PostgreSQLDataAccess(conninfo, connections=most) as store, transaction(conninfo) as connection:
+        unsubscribe = store.subscribe(lambda: None)
+        race([lambda: store.store_callback_request(a_request())] * 8)
+        race([lambda: acquire(store)] * 8)
+        (held,) = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        ).fetchone() or (None,)
+        unsubscribe()
+
+    assert 1 <= held <= most

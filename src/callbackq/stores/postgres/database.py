@@ -24,7 +24,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 from callbackq.clock import Clock
 from callbackq.errors import DataAccessError, InvalidRequestError, TransientDataAccessError
 from callbackq.stores.postgres import faults
-from callbackq.stores.postgres.connections import Connections
+from callbackq.stores.postgres.connections import Connections, all_in_use
 from callbackq.stores.postgres.transaction import PostgreSQLTransaction, Profile, Statement, load, with_schema
 from callbackq.stores.sql.instants import microseconds
 
@@ -155,6 +155,18 @@ class Database:
                     raise faults.translate(error, nothing_written=faults.is_undone(error)) from error
 
         return self._persistently(run_once, is_repeatable=True)
+
+    @contextmanager
+    def patiently(self) -> Iterator[None]:
+        """Leave a connection to others, while operations are run that may have to wait for somebody's transaction."""
+        self.open()
+        places = self._open().may_wait
+        if not places.acquire(timeout=self.patience_ms / 1000):
+            raise all_in_use()
+        try:
+            yield
+        finally:
+            places.release()
 
     def within(self, connection: psycopg.Connection[Any]) -> Enlisted:
         """Run operations on a connection of the application's, as part of its transaction."""
