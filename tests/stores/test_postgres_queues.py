@@ -18,6 +18,8 @@ from callbackq.core.models import CallbackState
 from callbackq.dataaccess import Acquired, AttemptRecord
 from callbackq.errors import TransientDataAccessError
 from callbackq.stores.postgres import PostgreSQLDataAccess
+from callbackq.stores.postgres import database as databases
+from callbackq.stores.postgres.transaction import PostgreSQLTransaction
 from callbackq.testing.conformance.base import DELIVERED, LOCK_TIMEOUT, a_request, an_attempt
 from callbackq.testing.conformance.concurrency import race
 from support.postgres import PostgreSQL, until
@@ -267,3 +269,27 @@ def test_a_store_holds_no_more_connections_than_it_may(conninfo: str, most: int)
         unsubscribe()
 
     assert 1 <= held <= most
+
+
+def test_a_lock_is_given_once_also_by_an_engine_whose_transactions_are_not_serializable(
+    conninfo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(databases._BEGIN, "distributed", "BEGIN ISOLATION LEVEL READ COMMITTED; ")
+    others: list[str] = []
+    with (
+        PostgreSQLDataAccess(conninfo, profile="distributed") as store,
+        PostgreSQLDataAccess(conninfo, profile="distributed") as other,
+    ):
+        store.store_callback_requests([a_request()] * 3)
+
+        def let_others_be_faster(transaction: PostgreSQLTransaction, name: str, rows: Any) -> int:
+            monkeypatch.undo()
+            others.extend(one.id for one in acquire(other, limit=2))
+            return transaction.run_many(name, rows)
+
+        monkeypatch.setattr(PostgreSQLTransaction, "run_many", let_others_be_faster)
+        ours = [one.id for one in acquire(store)]
+
+    assert len(others) == 2
+    assert len(ours) == 1
+    assert not set(ours) & set(others)
