@@ -139,3 +139,17 @@ def test_a_connection_to_another_database_finds_no_tables(store: PostgreSQLDataA
         pytest.raises(DataAccessError, match=r"has no such table: .* the store's database"),
     ):
         store.store_callback_request(a_request(), connection=connection)
+
+
+def test_a_connection_to_another_store_is_refused(store: PostgreSQLDataAccess, postgres: PostgreSQL) -> None:
+    with (
+        postgres.database() as another,
+        PostgreSQLDataAccess(postgres.conninfo(another)) as other_store,
+        closing(psycopg.connect(postgres.conninfo(another))) as connection,
+    ):
+        with pytest.raises(InvalidRequestError, match="must lead to the store's database"):
+            store.store_callback_request(a_request(), id="lost", connection=connection)
+
+        other_store.store_callback_request(a_request(), id="kept", connection=connection)
+        connection.commit()
+        assert ids(other_store) == ["kept"]

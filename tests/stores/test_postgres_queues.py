@@ -5,17 +5,20 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg_pool import ConnectionPool
 
+from callbackq.core.lifecycle import Action
 from callbackq.core.models import CallbackState
 from callbackq.dataaccess import Acquired, AttemptRecord
 from callbackq.errors import TransientDataAccessError
 from callbackq.stores.postgres import PostgreSQLDataAccess
+from callbackq.stores.postgres import database as databases
 from callbackq.stores.postgres import transaction as transactions
 from callbackq.stores.postgres.transaction import PostgreSQLTransaction, Profile
 from callbackq.stores.sql.rows import Key, Row
@@ -44,6 +47,9 @@ def transaction(conninfo: str) -> Iterator[psycopg.Connection[Any]]:
         yield connection
     finally:
         connection.close()
+
+
+WAITING_FOR_LOCKS = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 def acquire(store: PostgreSQLDataAccess, limit: int = 100) -> list[Acquired]:
@@ -112,6 +118,37 @@ def test_waiting_a_moment_for_one_queue_leaves_the_transaction_all_its_patience(
 def is_awaited(conninfo: str) -> bool:
     with psycopg.connect(conninfo) as connection:
         return bool(connection.execute("SELECT FROM pg_locks WHERE NOT granted").fetchall())
+
+
+@pytest.mark.parametrize("kind", ["its own", "a pool's"])
+def test_calls_that_wait_for_a_held_queue_leave_a_connection_to_deliveries(conninfo: str, kind: str) -> None:
+    with ExitStack() as stack:
+        if kind == "its own":
+            store = stack.enter_context(PostgreSQLDataAccess(conninfo))
+        else:
+            pool = stack.enter_context(ConnectionPool(conninfo, min_size=1, max_size=2, open=True))
+            store = stack.enter_context(PostgreSQLDataAccess(pool))
+        store.store_callback_requests([a_request(queue_id="other")] * 2, ids=["other-1", "other-2"])
+        store.store_callback_request(a_request(queue_id="held"), id="held-1")
+        connection = stack.enter_context(transaction(conninfo))
+        store.store_callback_request(a_request(queue_id="held"), connection=connection)
+        threads = [
+            threading.Thread(target=store.store_callback_request, args=(a_request(queue_id="held"),)),
+            threading.Thread(target=store.request_transition, args=("held-1", Action.CANCEL)),
+        ]
+        for thread in threads:
+            stack.callback(thread.join, LIMIT)
+        stack.callback(connection.rollback)
+        for thread in threads:
+            thread.start()
+        with psycopg.connect(conninfo, autocommit=True) as observer:
+            until(lambda: observer.execute(WAITING_FOR_LOCKS).fetchall(), "one of them to wait")
+
+        found = acquire(store)
+        succeed(store, [one for one in found if one.id == "other-1"])
+
+        assert store.get_callback_status("other-1").success
+        assert all(thread.is_alive() for thread in threads)
 
 
 def test_the_next_goes_also_when_the_transaction_is_rolled_back(store: PostgreSQLDataAccess, conninfo: str) -> None:
@@ -362,3 +399,41 @@ def test_callbacks_are_delivered_in_the_order_of_commits(store: PostgreSQLDataAc
         succeed(store, acquired)
 
     assert delivered == committed
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_a_store_holds_no_more_connections_than_it_may(conninfo: str, most: int) -> None:
+    with PostgreSQLDataAccess(conninfo, connections=most) as store, transaction(conninfo) as connection:
+        unsubscribe = store.subscribe(lambda: None)
+        race([lambda: store.store_callback_request(a_request())] * 8)
+        race([lambda: acquire(store)] * 8)
+        (held,) = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        ).fetchone() or (None,)
+        unsubscribe()
+
+    assert 1 <= held <= most
+
+
+def test_a_lock_is_given_once_also_by_an_engine_whose_transactions_are_not_serializable(
+    conninfo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(databases._BEGIN, "distributed", "BEGIN ISOLATION LEVEL READ COMMITTED; ")
+    others: list[str] = []
+    with (
+        PostgreSQLDataAccess(conninfo, profile="distributed") as store,
+        PostgreSQLDataAccess(conninfo, profile="distributed") as other,
+    ):
+        store.store_callback_requests([a_request()] * 3)
+
+        def let_others_be_faster(transaction: PostgreSQLTransaction, name: str, rows: Any) -> int:
+            monkeypatch.undo()
+            others.extend(one.id for one in acquire(other, limit=2))
+            return transaction.run_many(name, rows)
+
+        monkeypatch.setattr(PostgreSQLTransaction, "run_many", let_others_be_faster)
+        ours = [one.id for one in acquire(store)]
+
+    assert len(others) == 2
+    assert len(ours) == 1
+    assert not set(ours) & set(others)

@@ -140,3 +140,15 @@ def test_tables_can_be_created_in_a_schema_that_is_there_without_the_right_to_cr
         store.store_callback_request(a_request(), id="stored")
 
         assert [status.id for status in store.list_callbacks()] == ["stored"]
+
+
+@pytest.mark.parametrize("profile", ["postgres", "distributed"])
+def test_sizes_may_be_larger_than_any_number_of_the_database(conninfo: str, profile: Profile) -> None:
+    with PostgreSQLDataAccess(conninfo, profile=profile) as store:
+        store.store_callback_request(a_request(queue_id="queue"), id="stored")
+
+        for queue in (None, "queue"):
+            assert [one.id for one in store.list_callbacks(queue_id=queue, page_size=10**30)] == ["stored"]
+        assert [one.id for one in store.acquire_locks("machine", lock_timeout=LOCK_TIMEOUT, limit=10**30)] == ["stored"]
+        assert store.acquire_notifications(lock_timeout=LOCK_TIMEOUT, limit=10**30) == []
+        assert store.purge(finished_for=timedelta(0), limit=10**30) == 0

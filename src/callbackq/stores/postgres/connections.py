@@ -20,7 +20,7 @@ from callbackq.core.validation import Fault
 from callbackq.errors import DataAccessError, TransientDataAccessError
 from callbackq.stores.postgres import faults
 
-__all__ = ["Connections", "OwnConnections", "PoolConnections", "conninfo_faults"]
+__all__ = ["Connections", "OwnConnections", "PoolConnections", "all_in_use", "conninfo_faults"]
 
 _SETTINGS: Final[dict[str, Any]] = {
     "autocommit": True,
@@ -65,15 +65,25 @@ def _is_conninfo(text: str) -> bool:
     return has_hosts and not ports.replace(",", "").strip("0123456789") and "\x00" not in text
 
 
+def all_in_use() -> TransientDataAccessError:
+    """Build the error for a call that got no connection."""
+    return TransientDataAccessError(
+        "all connections of the store were in use for too long: raise its number of connections"
+    )
+
+
 class Connections(Protocol):
     """
     Where connections come from.
 
     Attributes:
         keep_statements: whether a connection says by its ``prepare_threshold`` that it may keep prepared ones.
+        may_wait: places for calls that wait for others' transactions: one less than there are connections, if there are
+            several. The last is for those that claim and end locks, which would have to wait with them.
     """
 
     keep_statements: bool
+    may_wait: threading.Semaphore
 
     def lend(self) -> AbstractContextManager[psycopg.Connection[Any]]:
         """
@@ -121,6 +131,7 @@ class OwnConnections(Connections):
         self._conninfo = conninfo
         self._patience_seconds = patience_seconds
         self._places = threading.Semaphore(most)
+        self.may_wait = threading.Semaphore(max(most - 1, 1))
         # A list's own operations are atomic: two threads never get the same connection.
         self._free: list[psycopg.Connection[Any]] = []
         self._is_closed = False
@@ -128,9 +139,7 @@ class OwnConnections(Connections):
     @contextmanager
     def lend(self) -> Iterator[psycopg.Connection[Any]]:
         if not self._places.acquire(timeout=self._patience_seconds):
-            raise TransientDataAccessError(
-                "all connections of the store were in use for too long: raise its number of connections"
-            )
+            raise all_in_use()
         try:
             connection = self._take()
             try:
@@ -192,6 +201,7 @@ class PoolConnections(Connections):
 
     def __init__(self, pool: ConnectionPool[Any], *, patience_seconds: float) -> None:
         self._pool = pool
+        self.may_wait = threading.Semaphore(max(pool.max_size - 1, 1))
         self._patience_seconds = patience_seconds
 
     @contextmanager

@@ -24,8 +24,8 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 from callbackq.clock import Clock
 from callbackq.errors import DataAccessError, InvalidRequestError, TransientDataAccessError
 from callbackq.stores.postgres import faults
-from callbackq.stores.postgres.connections import Connections
-from callbackq.stores.postgres.transaction import PostgreSQLTransaction, Profile, Statement, load
+from callbackq.stores.postgres.connections import Connections, all_in_use
+from callbackq.stores.postgres.transaction import PostgreSQLTransaction, Profile, Statement, load, with_schema
 from callbackq.stores.sql.instants import microseconds
 
 __all__ = ["Database", "Enlisted"]
@@ -35,6 +35,7 @@ _T = TypeVar("_T")
 _TRIES: Final = 10
 # Where the time of a clock for tests begins: no wall time, which such a clock steps.
 _TEST_ERA_US: Final = microseconds(datetime(2026, 1, 1, tzinfo=UTC))
+_STORE: Final = "SELECT CAST(store AS TEXT), current_setting('lock_timeout') FROM {schema}.version WHERE one = 1"
 _BEGIN: Final[dict[Profile, str]] = {
     "postgres": "BEGIN ISOLATION LEVEL READ COMMITTED; ",
     "distributed": "BEGIN ISOLATION LEVEL SERIALIZABLE; ",
@@ -72,6 +73,7 @@ class Database:
         self._clock = clock
         self._prepare = prepare
         self.statements = load(schema, profile)
+        self._which_store = with_schema(_STORE, schema)
         limits = _LIMITS.format(patience=self.patience_ms, idle=max(self.patience_ms, _LEAST_IDLE_MS))
         self._begin = _BEGIN[profile] + limits + self.statements["now"].text
         self._begin_single = "BEGIN; " + limits + self.statements["now"].text
@@ -80,6 +82,7 @@ class Database:
     def _forget(self) -> None:
         self._connections: Connections | None = None
         self._is_prepared = False
+        self._store: str | None = None
         # Two threads that open at the same time would leave the connections of one behind.
         self._opening = threading.Lock()
         self._pid = os.getpid()
@@ -97,6 +100,7 @@ class Database:
                 with self._connections.lend() as connection:
                     try:
                         self._prepare(connection)
+                        ((self._store, _),) = _execute(connection, self._which_store)
                     except psycopg.Error as error:
                         raise faults.translate(error, nothing_written=True) from error
                 self._is_prepared = True
@@ -165,9 +169,23 @@ class Database:
 
         return self._persistently(run_once, is_repeatable=True)
 
+    @contextmanager
+    def patiently(self) -> Iterator[None]:
+        """Leave a connection to others, while operations are run that may have to wait for somebody's transaction."""
+        self.open()
+        places = self._open().may_wait
+        if not places.acquire(timeout=self.patience_ms / 1000):
+            raise all_in_use()
+        try:
+            yield
+        finally:
+            places.release()
+
     def within(self, connection: psycopg.Connection[Any]) -> Enlisted:
         """Run operations on a connection of the application's, as part of its transaction."""
-        return Enlisted(connection, self.statements, is_prepared=self._is_prepared)
+        return Enlisted(
+            connection, self.statements, store=self._store if self._is_prepared else None, which_store=self._which_store
+        )
 
     def now_us(self) -> int:
         """Read the time: the server's, unless there is a clock."""
@@ -269,16 +287,29 @@ class Enlisted:
     """
     Run operations within the application's transaction: when one raises, what it wrote is undone, and the rest of the
     transaction is as it was. So are the connection's settings, in any case.
+
+    Args:
+        connection: the application's.
+        statements: by name.
+        store: which store's tables must be there; ``None`` for one that isn't open.
+        which_store: the statement that tells it, and how long the transaction waits for locks.
     """
 
     def __init__(
-        self, connection: psycopg.Connection[Any], statements: Mapping[str, Statement], *, is_prepared: bool
+        self,
+        connection: psycopg.Connection[Any],
+        statements: Mapping[str, Statement],
+        *,
+        store: str | None,
+        which_store: str,
     ) -> None:
         _check_connection(connection)
-        if not is_prepared:
+        if store is None:
             raise DataAccessError("the store is not open: open it before you store in a transaction of your own")
         self._connection = connection
         self._statements = statements
+        self._store = store
+        self._which_store = which_store
 
     def __call__(self, operation: Callable[[PostgreSQLTransaction], _T], /) -> _T:
         try:
@@ -291,22 +322,30 @@ class Enlisted:
     def _savepoint(self) -> Iterator[None]:
         # A connection that begins transactions by itself does so here. What storing sets for the transaction, how long
         # it waits, a rollback to the savepoint takes back; its release would not.
-        ((patience,),) = self._execute("SAVEPOINT callbackq; SHOW lock_timeout")
         try:
+            rows = _execute(self._connection, f"SAVEPOINT callbackq; {self._which_store}")
+            patience = self._check_store(rows)
             yield
             restored = sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(patience)).as_string(None)
-            self._execute(f"RELEASE callbackq; {restored}")
+            _execute(self._connection, f"RELEASE callbackq; {restored}")
         except BaseException:
             with suppress(psycopg.Error):
-                self._execute("ROLLBACK TO callbackq; RELEASE callbackq")
+                _execute(self._connection, "ROLLBACK TO callbackq; RELEASE callbackq")
             raise
 
-    def _execute(self, statements: str) -> list[tuple[Any, ...]]:
-        """Execute several statements in one round trip, and give the rows of the last one."""
-        cursor = psycopg.Cursor(self._connection, row_factory=tuple_row).execute(statements, prepare=False)
-        while cursor.nextset():
-            pass
-        return cursor.fetchall() if cursor.description else []
+    def _check_store(self, rows: list[tuple[Any, ...]]) -> object:
+        for store, patience in rows:
+            if store == self._store:
+                return patience
+        raise _unusable("must lead to the store's database: another store has its tables there, and would get them")
+
+
+def _execute(connection: psycopg.Connection[Any], statements: str) -> list[tuple[Any, ...]]:
+    """Execute several statements in one round trip, and give the rows of the last one."""
+    cursor = psycopg.Cursor(connection, row_factory=tuple_row).execute(statements, prepare=False)
+    while cursor.nextset():
+        pass
+    return cursor.fetchall() if cursor.description else []
 
 
 def _check_connection(connection: psycopg.Connection[Any]) -> None:

@@ -78,6 +78,19 @@ WHERE c.callback = ANY(CAST(:candidates AS TEXT[])) AND c.is_head = 1 AND c.read
 ORDER BY c.ready
 LIMIT :limit;
 
+-- name: lock
+-- By key. No row was locked when it was read, so it must be as it was: a lock must not hang on what an engine makes of
+-- SERIALIZABLE.
+UPDATE {schema}.callbacks AS c
+SET state = 1, due = v.due, ready = v.due, token = v.token, acquired = v.acquired, machine = v.machine,
+    abandoned = v.abandoned
+FROM unnest(
+    CAST(:callback AS TEXT[]), CAST(:due AS BIGINT[]), CAST(:token AS BIGINT[]), CAST(:acquired AS BIGINT[]),
+    CAST(:machine AS TEXT[]), CAST(:abandoned AS BIGINT[]), CAST(:was_token AS BIGINT[]), CAST(:was_state AS SMALLINT[])
+) AS v(callback, due, token, acquired, machine, abandoned, was_token, was_state)
+WHERE c.callback = v.callback
+    AND (v.was_token IS NULL OR c.is_head = 1 AND c.token = v.was_token AND c.state = v.was_state);
+
 -- name: due_mailings
 -- mailings_owing from its beginning.
 SELECT mailing, email_address, queue, last, paid, covered, tries, first_token

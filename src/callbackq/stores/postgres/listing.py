@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Final
 
 from callbackq.core.models import CallbackState, CallbackStatus
 from callbackq.core.validation import check_text
@@ -14,6 +15,7 @@ from callbackq.stores.sql.rows import code_of
 
 __all__ = ["pages"]
 
+_LARGEST_PAGE: Final = 10_000
 _Place = tuple[int, str]
 """Where a page ended: when its last callback was stored, and its id."""
 
@@ -24,6 +26,7 @@ def pages(
     """Give callbacks in the order in which they were stored; nothing is held open between two pages."""
     if queue_id and any(check_text(queue_id)):
         return  # no queue can have this name, and a lone surrogate in it could not be bound
+    page_size = min(page_size, _LARGEST_PAGE)
     place: _Place | None = (-1, "")
     while place is not None:
         statuses, place = database.read(

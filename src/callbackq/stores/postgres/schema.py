@@ -28,9 +28,10 @@ NEWEST_VERSION: Final = len(_PORTABLE)
 
 _CREATE_SCHEMA: Final = "CREATE SCHEMA IF NOT EXISTS {schema}"
 _SCHEMA_EXISTS: Final = "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = %(schema)s"
+# `store` tells this store from any other; it is the same wherever the database is replicated to.
 _VERSION_TABLE: Final = (
-    "CREATE TABLE IF NOT EXISTS {schema}.version (one SMALLINT PRIMARY KEY, version BIGINT NOT NULL)",
-    "INSERT INTO {schema}.version (one, version) VALUES (1, 0) ON CONFLICT (one) DO NOTHING",
+    "CREATE TABLE IF NOT EXISTS {schema}.version (one SMALLINT PRIMARY KEY, version BIGINT NOT NULL, store UUID)",
+    "INSERT INTO {schema}.version (one, version, store) VALUES (1, 0, gen_random_uuid()) ON CONFLICT (one) DO NOTHING",
 )
 _TABLE_EXISTS: Final = "SELECT 1 FROM pg_catalog.pg_tables WHERE schemaname = %(schema)s AND tablename = 'version'"
 # Locked, so that of several that migrate at the same time one works and the others wait.

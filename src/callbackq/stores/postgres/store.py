@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -81,7 +81,9 @@ class PostgreSQLDataAccess(
         profile: ``"postgres"``, or ``"distributed"`` for engines that speak PostgreSQL's language but are distributed:
             without SKIP LOCKED and NOTIFY, with SERIALIZABLE transactions that are repeated.
         connections: how many the store holds at most, that of the listener included; with a pool of the host's, it
-            holds that of the listener only.
+            holds that of the listener only. Calls that store, and that act on a callback, may have to wait for the
+            application's transactions, and never take the last one; with fewer than three, deliveries wait with them.
+            With a single one nobody listens, and polling finds what others store.
         patience: how long a call waits for a connection that other calls have, or for others' transactions, before it
             raises `TransientDataAccessError`. For a server that can't be reached it doesn't wait.
         may_migrate: whether `open` may create and change the tables. Otherwise that is done with `migrate` or by hand.
@@ -100,7 +102,7 @@ class PostgreSQLDataAccess(
         *,
         schema: str = "callbackq",
         profile: Profile = "postgres",
-        connections: int = 2,
+        connections: int = 3,
         patience: timedelta = timedelta(seconds=10),
         may_migrate: bool = True,
         durability: Durability = Durability.POWER,
@@ -117,8 +119,9 @@ class PostgreSQLDataAccess(
         self.durability = durability
         self._schema = schema
         self._is_distributed = profile == "distributed"
+        listens = not self._is_distributed and (connections > 1 or not isinstance(where, str))
         self._database = Database(
-            connect=partial(_connections, where, most=max(connections - 1, 1), patience=patience),
+            connect=partial(_connections, where, most=connections - listens, patience=patience),
             schema=schema,
             profile=profile,
             patience=patience,
@@ -128,7 +131,7 @@ class PostgreSQLDataAccess(
         self._channel = _channel(schema)
         self._mark = claiming.Mark()
         self._unsure: list[locking.Claim] = []
-        self._hints = Hints(self._database.connect, channel=None if self._is_distributed else self._channel)
+        self._hints = Hints(self._database.connect, channel=self._channel if listens else None)
         self._found_enough = False
 
     def __repr__(self) -> str:
@@ -173,15 +176,16 @@ class PostgreSQLDataAccess(
         given = [id for id, _ in requests if id is not None]
         # Where the application's transaction is, since what it has stored can be seen nowhere else.
         ask(self._accept, requests, stored=storing.stored_of(read, given))
-        statuses = storing.store(
-            within or (self._database.at_once_within_limits if self._is_distributed else self._database.at_once),
-            storing.drawn(requests),
-            read=read,
-            now=self._database.given_now_us(),
-            patience_ms=self._database.patience_ms,
-            channel=self._channel,
-            shard_of=self._shard_of,
-        )
+        with self._database.patiently() if connection is None else nullcontext():
+            statuses = storing.store(
+                within or (self._database.at_once_within_limits if self._is_distributed else self._database.at_once),
+                storing.drawn(requests),
+                read=read,
+                now=self._database.given_now_us(),
+                patience_ms=self._database.patience_ms,
+                channel=self._channel,
+                shard_of=self._shard_of,
+            )
         if connection is None and any(status.blocked_by is None for status in statuses):
             self.hint()
         return statuses
@@ -287,7 +291,11 @@ class PostgreSQLDataAccess(
                 transaction.all("notify", channel=self._channel)
             return status, made_due
 
-        return self._telling(act)
+        with self._database.patiently():
+            status, made_due = self._database.write(act)
+        if made_due:
+            self.hint()
+        return status
 
     def next_due(self) -> datetime | None:
         due, _, _ = self._look()
