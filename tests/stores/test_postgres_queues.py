@@ -22,6 +22,7 @@ from callbackq.stores.postgres import database as databases
 from callbackq.stores.postgres import transaction as transactions
 from callbackq.stores.postgres.transaction import PostgreSQLTransaction, Profile
 from callbackq.stores.sql.rows import Key, Row
+from callbackq.testing import FakeClock
 from callbackq.testing.conformance.base import DELIVERED, LOCK_TIMEOUT, a_request, an_attempt
 from callbackq.testing.conformance.concurrency import race
 from support.postgres import PostgreSQL, until
@@ -89,6 +90,33 @@ def _check_that_no_other_queue_is_held_up(store: PostgreSQLDataAccess, conninfo:
     until(lambda: found.extend(one.id for one in acquire(store)) or "held-2" in found, "the held queue to go on")
     assert found.count("held-2") == 1
     assert "held-3" not in found
+
+
+def test_claims_never_wait_for_a_held_queue_and_try_it_ever_more_seldom(
+    conninfo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = FakeClock()
+    rests: list[int] = []
+    with PostgreSQLDataAccess(conninfo, clock=clock) as store, transaction(conninfo) as connection:
+        store.store_callback_request(a_request(queue_id="queue"))
+        acquired = acquire(store)
+        store.store_callback_request(a_request(queue_id="queue"), id="next", connection=connection)
+        succeed(store, acquired)
+
+        # From here on it would wait for all of the test's time.
+        monkeypatch.setattr(transactions, "_MOMENT_MS", 3_600_000)
+        for _ in range(8):
+            due = store.next_due()
+            assert due is not None
+            rest = due - store.now()
+            rests.append(rest // timedelta(milliseconds=1))
+            clock.advance(rest)
+            assert acquire(store) == []
+        connection.commit()
+        clock.advance(timedelta(seconds=2))
+
+        assert [one.id for one in acquire(store)] == ["next"]
+    assert rests == [100, 100, 200, 400, 800, 1600, 2000, 2000]
 
 
 def test_waiting_a_moment_for_one_queue_leaves_the_transaction_all_its_patience(

@@ -15,7 +15,7 @@ from psycopg.rows import tuple_row
 from callbackq.stores.postgres.arrays import literal
 from callbackq.stores.sql.rows import CallbackRow, Key, Row
 from callbackq.stores.sql.scripts import load_statements
-from callbackq.stores.sql.transaction import Transaction
+from callbackq.stores.sql.transaction import Transaction, Wait
 
 __all__ = ["PostgreSQLTransaction", "Profile", "Statement", "load", "with_schema"]
 
@@ -131,13 +131,14 @@ class PostgreSQLTransaction(Transaction):
     def rows_to_change(self, ids: Iterable[str]) -> dict[str, CallbackRow]:
         return {row[1]: CallbackRow(*row).mended() for row in self.all("callbacks", ids=list(ids))}
 
-    def lock_queues(self, queues: Iterable[Key], *, patiently: bool = False) -> set[Key]:
+    def lock_queues(self, queues: Iterable[Key], *, wait: Wait = "a moment") -> set[Key]:
         wanted = set(queues)
         missing = wanted - self._locked
-        if missing and patiently:
+        if missing and wait == "patiently":
             self._lock("lock_queues", missing)
         elif missing and "free_queues" in self._statements:
-            if missing := missing - self._lock("free_queues", missing):
+            missing -= self._lock("free_queues", missing)
+            if missing and wait == "a moment":
                 self._wait_a_moment(missing)
         elif missing and not self._wait_a_moment(missing):
             # Nothing tells which of them are held: each by itself, so that those don't hold up the rest.

@@ -15,11 +15,12 @@ from callbackq.core.lifecycle import Transition, settle
 from callbackq.core.models import CallbackAttempt, CallbackState
 from callbackq.stores.sql.instants import later
 from callbackq.stores.sql.rows import LOCKED, WAITING, CallbackRow, Values, attempt_values, code_of
-from callbackq.stores.sql.transaction import Transaction
+from callbackq.stores.sql.transaction import Transaction, Wait
 
 __all__ = ["Changes"]
 
 _NEXT_TRY_US: Final = 100_000
+_LONGEST_REST_US: Final = 2_000_000
 
 
 # Without a repr: the history's values hold answers.
@@ -29,10 +30,12 @@ class Changes:
     Attributes:
         now: the store's time of the transaction.
         made_due: whether a callback has become due; certain after `write`.
+        wait: for others who have queues that are to be opened.
     """
 
     now: int
     made_due: bool = False
+    wait: Wait = "a moment"
     _rows: list[CallbackRow] = field(factory=list, init=False)
     _history: list[Values] = field(factory=list, init=False)
     _leaving: list[CallbackRow] = field(factory=list, init=False)
@@ -128,10 +131,13 @@ class Changes:
         """Say which queues can be opened. In one that is locked by others for too long, the old head stays for now."""
         if not self._leaving:
             return []
-        locked = transaction.lock_queues({row.queue for row in self._leaving if row.queue is not None})
+        queues = {row.queue for row in self._leaving if row.queue is not None}
+        locked = transaction.lock_queues(queues, wait=self.wait)
         for row in self._leaving:
             if row.queue not in locked:
-                row.is_head, row.due = 1, self.now + _NEXT_TRY_US
+                # The longer it has been owed, the longer it may rest: the next time doubles that.
+                owed_for = self.now - (row.finished or self.now)
+                row.is_head, row.due = 1, self.now + min(max(owed_for, _NEXT_TRY_US), _LONGEST_REST_US)
         return [
             {"queue": row.queue, "sequence": row.sequence, "now": self.now, "leaving": row.callback}
             for row in self._leaving

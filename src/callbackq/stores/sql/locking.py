@@ -48,7 +48,8 @@ def claim(transaction: Transaction, now: int, *, limit: int, take: Take) -> list
     """
     claims: list[Claim] = []
     while len(claims) < limit:
-        changes = Changes(now)
+        # All queues wait for a claim, so it waits for none.
+        changes = Changes(now, wait="not at all")
         heads = transaction.all("due_heads", now=now, limit=limit - len(claims))
         requests = {head[0]: head[ROW_COLUMNS:] for head in heads}
         found = [CallbackRow(*head[:ROW_COLUMNS]).mended() for head in heads]
@@ -203,7 +204,7 @@ def act(transaction: Transaction, now: int, id: str, action: Action) -> tuple[Ca
     """
     found = find(transaction, id)
     if found.queue is not None:
-        transaction.lock_queues([found.queue], patiently=True)
+        transaction.lock_queues([found.queue], wait="patiently")
     row = transaction.rows_to_change([id]).get(id)
     if row is None:  # purged since
         raise CallbackNotFoundError(id)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from callbackq.stores.sql.rows import CallbackRow, Key, Row
 
-__all__ = ["Transaction"]
+__all__ = ["Transaction", "Wait"]
+
+Wait = Literal["not at all", "a moment", "patiently"]
 
 
 class Transaction(Protocol):
@@ -35,16 +37,16 @@ class Transaction(Protocol):
         ...
 
     @abstractmethod
-    def lock_queues(self, queues: Iterable[Key], *, patiently: bool = False) -> set[Key]:
+    def lock_queues(self, queues: Iterable[Key], *, wait: Wait = "a moment") -> set[Key]:
         """
         Keep everybody else from joining, leaving and opening queues until the transaction ends.
 
         Args:
             queues: their keys.
-            patiently: wait for others; otherwise only a moment, since other queues' callbacks wait, too.
+            wait: for others who have them. Where other queues' callbacks wait, too, only a moment.
 
         Returns:
-            Those that are locked now; all of them, if asked patiently.
+            Those that are locked now; all of them, if waited for patiently.
         """
         ...
 

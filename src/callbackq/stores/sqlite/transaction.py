@@ -8,7 +8,7 @@ from typing import Final
 
 from callbackq.stores.sql.rows import CallbackRow, Key, Row
 from callbackq.stores.sql.scripts import load_statements
-from callbackq.stores.sql.transaction import Transaction
+from callbackq.stores.sql.transaction import Transaction, Wait
 
 __all__ = ["STATEMENTS", "SQLiteTransaction"]
 
@@ -32,7 +32,7 @@ class SQLiteTransaction(Transaction):
     def run_many(self, name: str, rows: Iterable[Mapping[str, object]]) -> int:
         return self._connection.executemany(STATEMENTS[name], rows).rowcount
 
-    def lock_queues(self, queues: Iterable[Key], *, patiently: bool = False) -> set[Key]:
+    def lock_queues(self, queues: Iterable[Key], *, wait: Wait = "a moment") -> set[Key]:
         return set(queues)
 
     def rows_to_change(self, ids: Iterable[str]) -> dict[str, CallbackRow]:
