@@ -12,10 +12,11 @@ from datetime import timedelta
 import pytest
 
 from callbackq import Dispatcher
+from callbackq.core.lifecycle import Action
 from callbackq.core.models import CallbackState
 from callbackq.errors import DataAccessError, TransientDataAccessError
 from callbackq.events import EventKind
-from callbackq.stores.postgres import PostgreSQLDataAccess
+from callbackq.stores.postgres import PostgreSQLDataAccess, connections
 from callbackq.testing import ScriptedTransport
 from callbackq.testing.conformance.base import a_request
 from support.dispatching import Witness
@@ -202,3 +203,34 @@ def test_calls_wait_for_each_others_connections_for_all_their_patience(
         stuck.join(LIMIT)
 
         assert store.now()
+
+
+@pytest.mark.parametrize("call", ["look", "write"])
+def test_a_server_that_stands_still_holds_up_no_call_for_ever(
+    postgres: PostgreSQL, migrated_database: str, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    monkeypatch.setattr(connections, "_LONGEST_SILENCE_SECONDS", 1.0)
+    with (
+        CuttingProxy(postgres.conninfo(migrated_database)) as proxy,
+        PostgreSQLDataAccess(proxy.conninfo, patience=timedelta(milliseconds=100)) as store,
+    ):
+        store.store_callback_request(a_request(), id="stored")
+        calls: dict[str, Callable[[], object]] = {
+            "look": store.next_due,
+            "write": lambda: store.request_transition("stored", Action.CANCEL),
+        }
+        raised: list[BaseException] = []
+
+        def work() -> None:
+            with pytest.raises(DataAccessError, match="gives no answer") as caught:
+                calls[call]()
+            raised.append(caught.value)
+
+        proxy.stall()
+        caller = threading.Thread(target=work, daemon=True)
+        caller.start()
+        caller.join(LIMIT)
+        proxy.resume()
+
+        assert len(raised) == 1
+        assert store.get_callback_status("stored").state is CallbackState.WAITING
