@@ -398,7 +398,7 @@ def statements_of(world: World, scenario: Callable[[World], Scenario]) -> list[s
 def as_sent(text: str) -> str:
     """A statement as psycopg sends it: values have numbers, the same one for each name."""
     names: list[str] = []
-    return re.sub(r"%\((\w+)\)s", lambda name: f"${_number(names, name[1])}", text)
+    return re.sub(r"%\((\w+)\)[sb]", lambda name: f"${_number(names, name[1])}", text)
 
 
 def _number(names: list[str], name: str) -> int:

@@ -126,8 +126,8 @@ def nodes_of(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def values_for(text: str) -> dict[str, Any]:
-    arrays = set(re.findall(r"CAST\(%\((\w+)\)s AS \w+\[\]\)", text))
-    values = {name: VALUES.get(name, 1) for name in re.findall(r"%\((\w+)\)s", text)}
+    arrays = set(re.findall(r"CAST\(%\((\w+)\)[sb] AS \w+\[\]\)", text))
+    values = {name: VALUES.get(name, 1) for name in re.findall(r"%\((\w+)\)[sb]", text)}
     return {
         name: [value] if name in arrays and not isinstance(value, list) else value for name, value in values.items()
     }

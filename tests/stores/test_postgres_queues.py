@@ -232,7 +232,8 @@ def test_whoever_joins_a_held_queue_is_told_after_all_patience(
 def between(monkeypatch: pytest.MonkeyPatch, statement: str, meanwhile: Callable[[], object]) -> Iterator[None]:
     """Let something happen once, after this statement of whoever executes it."""
     original = PostgreSQLTransaction.all
-    to_do = [meanwhile]
+    # The first time it only says whether the host's rules are to be asked.
+    to_do = [meanwhile, lambda: None]
 
     def with_event(transaction: PostgreSQLTransaction, name: str, /, **values: object) -> list[Row]:
         rows = original(transaction, name, **values)

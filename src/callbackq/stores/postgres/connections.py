@@ -8,11 +8,13 @@ in the log each time, and whoever wants a connection waits for all its patience 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import psycopg
+from psycopg.abc import PQGen
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool
 
@@ -20,7 +22,9 @@ from callbackq.core.validation import Fault
 from callbackq.errors import DataAccessError, TransientDataAccessError
 from callbackq.stores.postgres import faults
 
-__all__ = ["Connections", "OwnConnections", "PoolConnections", "all_in_use", "conninfo_faults"]
+__all__ = ["Connections", "OwnConnections", "PoolConnections", "all_in_use", "conninfo_faults", "unlimited"]
+
+_T = TypeVar("_T")
 
 _SETTINGS: Final[dict[str, Any]] = {
     "autocommit": True,
@@ -35,13 +39,57 @@ _SETTINGS: Final[dict[str, Any]] = {
 }
 
 
+# Beyond the patience for locks, which the server itself keeps.
+_LONGEST_SILENCE_SECONDS: Final = 60.0
+
+
 class _Connection(psycopg.Connection[Any]):
-    """A connection that is closed without a word when it is forgotten, in the process that made it."""
+    """
+    A connection that is closed without a word when it is forgotten, in the process that made it.
+
+    Attributes:
+        longest_silence_seconds: how long the server may leave a statement without an answer. The system would notice
+            a server that has vanished, not one that stands still (stopped, or on a disk that hangs).
+    """
+
+    longest_silence_seconds: float | None = None
+
+    def wait(self, gen: PQGen[_T], *args: Any, **kwargs: Any) -> _T:
+        # The driver waits in short steps, and tells after each of them that nothing has come.
+        return super().wait(self._until_silent(gen), *args, **kwargs)
+
+    def _until_silent(self, gen: PQGen[_T]) -> PQGen[_T]:
+        if self.longest_silence_seconds is None:
+            return (yield from gen)
+        end = time.monotonic() + self.longest_silence_seconds
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                if not ready and time.monotonic() > end:
+                    self.pgconn.finish()
+                    raise faults.SilenceError("the server gives no answer")
+                wanted = gen.send(ready)
+        except StopIteration as stop:
+            return cast(_T, stop.value)
 
     def __del__(self, _warn: Any = None) -> None:
         # The driver would warn: of a store that nobody closed before the process ended, and in a forked process of its
         # parent's connections. Its inner object ends the session, unless this is a forked process.
         pass
+
+
+@contextmanager
+def unlimited(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """Let statements take what time they need: those that change tables."""
+    if not isinstance(connection, _Connection):
+        yield
+        return
+    limit, connection.longest_silence_seconds = connection.longest_silence_seconds, None
+    try:
+        yield
+    finally:
+        connection.longest_silence_seconds = limit
 
 
 def conninfo_faults(name: str, conninfo: object) -> Iterator[Fault]:
@@ -155,7 +203,7 @@ class OwnConnections(Connections):
         finally:
             self._places.release()
 
-    def connect(self) -> psycopg.Connection[Any]:
+    def connect(self) -> _Connection:
         return faults.without_password(lambda: _Connection.connect(self._conninfo, **_SETTINGS))
 
     def close(self) -> None:
@@ -172,6 +220,7 @@ class OwnConnections(Connections):
             pass
         try:
             connection = self.connect()
+            connection.longest_silence_seconds = self._patience_seconds + _LONGEST_SILENCE_SECONDS
             _let_prepare(connection)
         except psycopg.Error as error:
             raise faults.translate(error, nothing_written=True) from error

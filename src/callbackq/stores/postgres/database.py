@@ -172,8 +172,7 @@ class Database:
     @contextmanager
     def patiently(self) -> Iterator[None]:
         """Leave a connection to others, while operations are run that may have to wait for somebody's transaction."""
-        self.open()
-        places = self._open().may_wait
+        places = self._persistently(self._open, is_repeatable=True).may_wait
         if not places.acquire(timeout=self.patience_ms / 1000):
             raise all_in_use()
         try:

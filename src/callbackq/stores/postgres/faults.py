@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg_pool import PoolTimeout
@@ -14,6 +14,7 @@ from callbackq.errors import DataAccessError, TransientDataAccessError
 __all__ = [
     "ConnectError",
     "Doubt",
+    "SilenceError",
     "is_at_the_wrong_server",
     "is_forgotten_statement",
     "is_taken_id",
@@ -81,7 +82,10 @@ def translate(error: psycopg.Error, *, nothing_written: bool) -> DataAccessError
     state = error.sqlstate or ""
     lost = _is_lost_connection(error)
     passing = state in _PASSING or lost
-    words = _PASSING.get(state) or _LASTING.get(state) or ("can't be reached" if lost else "refused a statement")
+    silent = isinstance(error, SilenceError) and "gives no answer"
+    words = (
+        _PASSING.get(state) or _LASTING.get(state) or silent or ("can't be reached" if lost else "refused a statement")
+    )
     kind = TransientDataAccessError if nothing_written and passing else DataAccessError
     ours = kind(f"the PostgreSQL server {words} ({state or type(error).__name__})")
     ours.__cause__ = error
@@ -123,7 +127,7 @@ class Doubt:
 def passes_at_once(error: BaseException) -> bool:
     """Whether the same may go through now: others were in the way, or the connection was stale."""
     cause = error.__cause__
-    if not isinstance(cause, psycopg.Error) or isinstance(cause, (ConnectError, PoolTimeout)):
+    if not isinstance(cause, psycopg.Error) or isinstance(cause, (ConnectError, PoolTimeout, SilenceError)):
         return False
     return cause.sqlstate in _CONFLICTS | _FORGOTTEN or _is_lost_connection(cause)
 
@@ -151,7 +155,14 @@ class ConnectError(psycopg.OperationalError):
     """The driver's error for a connection that could not be made, without all that it keeps: the password, too."""
 
 
-def without_password(connect: Callable[[], psycopg.Connection[Any]]) -> psycopg.Connection[Any]:
+class SilenceError(psycopg.OperationalError):
+    """A server that can be reached has left a statement without an answer."""
+
+
+_C = TypeVar("_C", bound=psycopg.Connection[Any])
+
+
+def without_password(connect: Callable[[], _C]) -> _C:
     """Connect, or raise a `ConnectError`."""
     try:
         return connect()

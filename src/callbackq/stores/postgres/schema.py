@@ -10,7 +10,7 @@ import psycopg
 from callbackq.core.validation import Fault, refuse
 from callbackq.errors import DataAccessError, SchemaVersionError
 from callbackq.stores.postgres import faults
-from callbackq.stores.postgres.connections import conninfo_faults
+from callbackq.stores.postgres.connections import conninfo_faults, unlimited
 from callbackq.stores.postgres.transaction import Profile, with_schema
 from callbackq.stores.sql.scripts import load_migrations
 
@@ -119,7 +119,8 @@ def prepare(connection: psycopg.Connection[Any], *, schema: str, profile: Profil
         )
     for tries_left in reversed(range(_TRIES)):
         try:
-            _migrate(connection, schema, profile)
+            with unlimited(connection):
+                _migrate(connection, schema, profile)
             return
         except _CREATED_MEANWHILE:
             if not tries_left:
