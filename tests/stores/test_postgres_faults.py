@@ -415,7 +415,7 @@ def test_the_scenarios_meet_every_statement(world: World) -> None:
 
     names = {name for name, one in load("callbackq", "postgres").items() if as_sent(one.text) in met}
     in_transactions = {name for name in ("now",) if any(one.startswith("BEGIN") and "clock" in one for one in met)}
-    assert set(load("callbackq", "postgres")) - names - in_transactions == {"lock_queues", "set_aside"} - names
+    assert set(load("callbackq", "postgres")) - names - in_transactions == {"lock_queues"} - names
 
 
 @contextmanager

@@ -229,11 +229,12 @@ def test_whoever_joins_a_held_queue_is_told_after_all_patience(
 
 
 @contextmanager
-def between(monkeypatch: pytest.MonkeyPatch, statement: str, meanwhile: Callable[[], object]) -> Iterator[None]:
-    """Let something happen once, after this statement of whoever executes it."""
+def between(
+    monkeypatch: pytest.MonkeyPatch, statement: str, meanwhile: Callable[[], object], *, nth: int = 1
+) -> Iterator[None]:
+    """Let something happen once, after this statement of whoever executes it for the *nth* time."""
     original = PostgreSQLTransaction.all
-    # The first time it only says whether the host's rules are to be asked.
-    to_do = [meanwhile, lambda: None]
+    to_do: list[Callable[[], object]] = [meanwhile, *[lambda: None] * (nth - 1)]
 
     def with_event(transaction: PostgreSQLTransaction, name: str, /, **values: object) -> list[Row]:
         rows = original(transaction, name, **values)
@@ -255,7 +256,8 @@ def test_what_is_purged_while_it_is_stored_again_is_either_there_or_new(
     succeed(store, acquire(store))
 
     with PostgreSQLDataAccess(conninfo) as beside, transaction(conninfo) as connection:
-        with between(monkeypatch, "taken_ids", lambda: beside.purge(finished_for=timedelta(0))):
+        # The first time it only says whether the host's rules are to be asked.
+        with between(monkeypatch, "taken_ids", lambda: beside.purge(finished_for=timedelta(0)), nth=2):
             status = store.store_callback_request(a_request(), id="a", connection=connection if is_enlisted else None)
         connection.commit()
 
