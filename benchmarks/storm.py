@@ -362,9 +362,7 @@ def main() -> int:
     parser.add_argument("--queues", type=int, default=200)
     parser.add_argument("--pause", type=float, nargs=2, default=(0.05, 0.5), metavar=("LEAST", "MOST"))
     parser.add_argument("--signal", choices=["kill", "term"], default="kill")
-    parser.add_argument(
-        "--conninfo", help="a PostgreSQL database that is there, in place of a server of the storm's own"
-    )
+    stores.add_options(parser)
     parser.add_argument("--server-restarts", type=int, default=0, metavar="COUNT")
     parser.add_argument("--seed", type=int, default=1)
     outcome = storm(parser.parse_args())
