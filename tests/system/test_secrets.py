@@ -306,7 +306,7 @@ def refuses_and_quotes(conversation: Conversation) -> None:
 def test_nothing_secret_is_emitted_when_callbacks_go_through_a_proxy(
     script: Callable[[Conversation], None], receivers: Receivers, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    store, witness = InMemoryDataAccess(), Witness()
+    witness = Witness()
     encoded = base64.b64encode(":".join(PROXY_CREDENTIALS).encode()).decode()
     capfd.readouterr()
 
@@ -315,9 +315,11 @@ def test_nothing_secret_is_emitted_when_callbacks_go_through_a_proxy(
         opened.callback(proxy.close)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             nobody = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        for name in receivers.names:
-            store.store_callback_request(a_request(receivers.origin(name), queue_id=name), id=name)
         for where, seconds in ((nobody, 0.3), (proxy.url(""), 30)):
+            # Anew each time: those that nobody took are not due again at once.
+            store = InMemoryDataAccess()
+            for name in receivers.names:
+                store.store_callback_request(a_request(receivers.origin(name), queue_id=name), id=name)
             transport = a_transport(receivers, Signer(SECRET_KEY), proxy=where)
             dispatcher = Dispatcher(store, transport=transport, observer=Both(witness))
             assert dispatcher.run_until_idle(timeout=seconds) is (where != nobody)
