@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from datetime import datetime, timedelta
@@ -33,6 +34,7 @@ from callbackq.dataaccess import (
 from callbackq.errors import DataAccessError, LockLostError, TransientDataAccessError
 from callbackq.settings import check_collaborator
 from callbackq.stores._door import ORDINARY_LIMITS, ask, check_accept
+from callbackq.stores._ids import any_id, rising_id
 from callbackq.stores.postgres import claiming, listing, storing
 from callbackq.stores.postgres import schema as schemas
 from callbackq.stores.postgres.connections import Connections, OwnConnections, PoolConnections, conninfo_faults
@@ -179,7 +181,7 @@ class PostgreSQLDataAccess(
         with self._database.patiently() if connection is None else nullcontext():
             statuses = storing.store(
                 within or (self._database.at_once_within_limits if self._is_distributed else self._database.at_once),
-                storing.drawn(requests),
+                storing.drawn(requests, draw=self._draw_id),
                 read=read,
                 now=self._database.given_now_us(),
                 patience_ms=self._database.patience_ms,
@@ -369,6 +371,9 @@ class PostgreSQLDataAccess(
             return claiming.next_due(transaction, now, self._mark, begin=mark), now, mark
 
         return self._database.at_once(look)
+
+    def _draw_id(self) -> str:
+        return any_id() if self._is_distributed else rising_id(time.time_ns() // 1000)
 
     def _shard_of(self, name: str) -> int:
         return hashlib.sha256(name.encode()).digest()[0] % _SHARDS if self._is_distributed else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol, TypeVar
 
@@ -28,9 +27,9 @@ class Run(Protocol):
     def __call__(self, operation: Callable[[PostgreSQLTransaction], _T], /) -> _T: ...
 
 
-def drawn(requests: Sequence[tuple[str | None, CallbackRequest]]) -> Requests:
+def drawn(requests: Sequence[tuple[str | None, CallbackRequest]], *, draw: Callable[[], str]) -> Requests:
     """Give an id to those that have none."""
-    return [(secrets.token_hex(16) if id is None else id, request) for id, request in requests]
+    return [(draw() if id is None else id, request) for id, request in requests]
 
 
 def stored_of(run: Run, ids: Sequence[str]) -> set[str]:

@@ -9,9 +9,10 @@ between the others.
 from __future__ import annotations
 
 import hashlib
-import secrets
 from datetime import UTC, datetime, timedelta
 from typing import Final
+
+from callbackq.stores._ids import rising_id
 
 __all__ = ["draw_id", "shard_of"]
 
@@ -39,9 +40,8 @@ def draw_id(shard: int | None, shards: int, now: datetime) -> str:
 
     So whoever is asked for it later finds it at the first try. One in so many shards does: it takes that many draws.
     """
-    # Random, behind the time: ids that rise land side by side in a database's index.
     time_us = (now - _EPOCH) // timedelta(microseconds=1)
     while True:
-        id = f"{time_us:014x}{secrets.token_hex(9)}"
+        id = rising_id(time_us)
         if shard is None or shard_of(id, shards) == shard:
             return id
