@@ -238,6 +238,23 @@ def test_a_choice_that_is_no_signer_is_not_taken_for_unsigned(
     assert CANARY not in caplog.text
 
 
+@pytest.mark.parametrize("signature", ["v1,a\r\nX-Evil: 1", "v1,a\nX-Evil: 1", "v1,a\rX-Evil: 1", "v1,\u00e9"])
+def test_a_signature_that_is_no_field_value_is_not_sent(
+    receive: Receive, make_transport: MakeTransport, signature: str
+) -> None:
+    class Careless(Signer):
+        def sign(self, id: str, timestamp: int, body: bytes) -> str:
+            return signature
+
+    receiver = receive()
+
+    outcome = make_transport(signer=Careless(secrets=list)).send(make_delivery(receiver.url()))
+
+    assert isinstance(outcome, Answer)
+    assert (outcome.failure, outcome.detail) == (AttemptFailure.INTERNAL, "ValueError")
+    assert receiver.connections == 0
+
+
 def test_a_function_that_is_called_with_too_much_fails_attempts_and_not_the_dispatcher(
     receive: Receive, make_transport: MakeTransport
 ) -> None:

@@ -1,5 +1,5 @@
 """
-The bytes of a request: urllib3's connection writes them, into a list instead of a socket.
+The bytes of a request: urllib3's connection writes the head, into a list instead of a socket.
 
 Only what the callback says goes out, plus the fields that name the callback and its place in the queue, so that a
 receiver can drop duplicates and stale copies.
@@ -11,6 +11,7 @@ import hashlib
 import hmac
 from collections.abc import Callable
 from datetime import datetime
+from functools import lru_cache
 from typing import Final, Literal
 from urllib.parse import quote
 
@@ -32,6 +33,7 @@ OrderHeaders = Literal["plain", "hashed", "none"]
 Signing = Signer | Callable[[CallbackRequest], Signer | None] | None
 """What signs: one for all requests, one for each, or nothing. See `callbackq.HTTPTransport`."""
 
+_REMEMBERED_HEADS: Final = 256
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 # Visible ASCII except the percent sign itself and what is awkward inside a field value; ``unquote`` restores the rest.
 _PLAIN_IN_QUEUE: Final = "!#$&'()*+,/:;=?@[]~"
@@ -74,19 +76,15 @@ class RequestWriter:
         if not any(name.lower() == "user-agent" for name in request.post_data.headers):
             headers["User-Agent"] = self.user_agent
         headers |= request.post_data.headers
-        headers |= self._identity(delivery, body or b"", now)
-        headers |= self._order(delivery)
         request_target = target.path_and_query
         if self.proxy is not None and target.scheme == "http":
             request_target = f"http://{headers['Host']}{request_target}"
             headers |= self.proxy.headers
-
-        # urllib3 checks method, path, names and values once more, and decides the framing.
-        connection = HTTPConnection(target.host, target.port)
-        written = _Written()
-        connection.sock = written
-        connection.request(request.method, request_target, body=body, headers=headers)
-        return b"".join(written.parts)
+        own = {} if body is None else {"Content-Length": str(len(body))}
+        own |= self._identity(delivery, body or b"", now)
+        own |= self._order(delivery)
+        head = _common_lines(target.host, target.port, request.method, request_target, tuple(headers.items()))
+        return b"%b%b\r\n%b" % (head, _lines(own), body or b"")
 
     def _identity(self, delivery: Delivery, body: bytes, now: datetime) -> dict[str, str]:
         """What Standard Webhooks asks for. The time is the attempt's, so that receivers may refuse old copies."""
@@ -125,6 +123,28 @@ class RequestWriter:
 def _host_field(target: Target) -> str:
     host = f"[{target.host}]" if ":" in target.host else target.host
     return host if target.port == _DEFAULT_PORTS[target.scheme] else f"{host}:{target.port}"
+
+
+# All callbacks of a customer have these lines in common. To write them anew for each took 16 µs of 20.
+@lru_cache(maxsize=_REMEMBERED_HEADS)
+def _common_lines(host: str, port: int, method: str, path: str, headers: tuple[tuple[str, str], ...]) -> bytes:
+    """Write what says nothing about the callback. urllib3 checks method, path, names and values once more."""
+    connection = HTTPConnection(host, port)
+    written = _Written()
+    connection.sock = written
+    connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+    for name, value in headers:
+        connection.putheader(name, value)
+    connection.endheaders()
+    return b"".join(written.parts).removesuffix(b"\r\n")
+
+
+def _lines(fields: dict[str, str]) -> bytes:
+    """Write the lines that are a callback's own. All of them are ours, but for what the host's signer says."""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
+    if not len(fields) == lines.count("\r") == lines.count("\n") or not lines.isascii():
+        raise ValueError("a signature must be one line of ASCII")
+    return lines.encode()
 
 
 class _Written:
