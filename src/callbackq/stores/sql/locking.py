@@ -10,7 +10,7 @@ from typing import Any, Final
 from attrs import evolve
 
 from callbackq.core.lifecycle import Action, Effect, Transition, apply_action
-from callbackq.core.models import CallbackLock, CallbackState, CallbackStatus, FailedReason
+from callbackq.core.models import CallbackLock, CallbackState, CallbackStatus, FailedReason, unchecked
 from callbackq.core.validation import check_callback_id
 from callbackq.dataaccess import Acquired, AttemptRecord
 from callbackq.errors import CallbackNotFoundError, LockLostError
@@ -96,11 +96,14 @@ def acquired(claim: Claim) -> Acquired:
         request=None if row.is_damaged else read_request(request),
         queue_id=request[0] or "",
         sequence=row.sequence,
-        lock=CallbackLock(
+        lock=unchecked(
+            CallbackLock,
             acquired=instant(row.acquired or 0),
             timeout=instant(row.due or 0),
+            completed=False,
             machine_name=row.machine or "",
             token=row.token,
+            ended=None,
         ),
         attempts_made=row.attempts_made,
         abandoned=row.abandoned,
