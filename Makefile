@@ -46,10 +46,12 @@ docs:  ## build the documentation; warnings are errors
 	$(PYTHON) -m sphinx -q -n -W --keep-going -b html docs docs/_build/html
 	@echo docs/_build/html/index.html
 
-bench:  ## measure sending, acquiring and recording, and a whole drain on this machine
+bench:  ## measure storing, sending, acquiring and recording, a whole drain, and delays on this machine
 	$(PYTHON) benchmarks/transport.py
 	$(PYTHON) benchmarks/claim.py
 	$(PYTHON) benchmarks/drain.py
+	$(PYTHON) benchmarks/enqueue.py
+	$(PYTHON) benchmarks/latency.py
 
 hostile:  ## measure what hostile receivers do to a dispatcher: nothing late, nothing grown, nothing mixed up
 	$(PYTHON) benchmarks/hostile.py
