@@ -11,6 +11,7 @@ from callbackq.core.validation import Fault, refuse
 from callbackq.errors import DataAccessError, SchemaVersionError
 from callbackq.stores.postgres import faults
 from callbackq.stores.postgres.connections import conninfo_faults, unlimited
+from callbackq.stores.postgres.cursors import execute
 from callbackq.stores.postgres.transaction import Profile, with_schema
 from callbackq.stores.sql.scripts import load_migrations
 
@@ -128,7 +129,7 @@ def prepare(connection: psycopg.Connection[Any], *, schema: str, profile: Profil
 
 
 def _version(connection: psycopg.Connection[Any], schema: str) -> int:
-    if not connection.execute(_TABLE_EXISTS, {"schema": schema}).fetchone():
+    if not execute(connection, _TABLE_EXISTS, {"schema": schema}).fetchone():
         return 0
     row = _run(connection, _READ_VERSION, schema).fetchone()
     return row[0] if row else 0
@@ -136,7 +137,7 @@ def _version(connection: psycopg.Connection[Any], schema: str) -> int:
 
 def _migrate(connection: psycopg.Connection[Any], schema: str, profile: Profile) -> None:
     # It says IF NOT EXISTS, and yet asks for the right to create schemas also when there is one.
-    if not connection.execute(_SCHEMA_EXISTS, {"schema": schema}).fetchone():
+    if not execute(connection, _SCHEMA_EXISTS, {"schema": schema}).fetchone():
         _run(connection, _CREATE_SCHEMA, schema)
     for statement in _VERSION_TABLE:
         _run(connection, statement, schema)
@@ -152,4 +153,4 @@ def _migrate(connection: psycopg.Connection[Any], schema: str, profile: Profile)
 def _run(
     connection: psycopg.Connection[Any], statement: str, schema: str, values: dict[str, object] | None = None
 ) -> psycopg.Cursor[Any]:
-    return connection.execute(with_schema(statement, schema, with_values=True), values or {}, prepare=False)
+    return execute(connection, with_schema(statement, schema, with_values=True), values or {})
