@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -31,9 +31,11 @@ class PostgreSQLHooks(Conformance):
 
     @pytest.fixture(autouse=True, scope="class")
     @staticmethod
-    def _database(request: pytest.FixtureRequest, postgres: PostgreSQL, migrated: str) -> Iterator[None]:
+    def _database(
+        request: pytest.FixtureRequest, postgres: PostgreSQL, migrated: Callable[[Profile], str]
+    ) -> Iterator[None]:
         # For the class: it is there before `setup_method`, and emptied many times faster than it is made.
-        with postgres.database(migrated) as name:
+        with postgres.database(migrated(request.cls.profile)) as name:
             request.cls.server, request.cls.database = postgres, name
             yield
 
