@@ -17,9 +17,26 @@ from callbackq.testing.conformance.base import Conformance
 from support.postgres import PostgreSQL
 from support.postgres_faults import CuttingProxy
 
-__all__ = ["TABLES", "ConflictingHooks", "PostgreSQLHooks"]
+__all__ = ["TABLES", "ConflictingHooks", "PostgreSQLHooks", "empty", "out_of_reach"]
 
 TABLES = ("queues", "callbacks", "requests", "history", "mailings", "debts")
+
+
+def empty(server: PostgreSQL, database: str) -> None:
+    """Delete all rows: many times faster than making a database."""
+    server.execute("; ".join(f"DELETE FROM callbackq.{table}" for table in TABLES), dbname=database)
+
+
+@contextmanager
+def out_of_reach(server: PostgreSQL, database: str) -> Iterator[None]:
+    """Let nobody connect to a database, nor stay connected."""
+    allow = f"ALTER DATABASE {database} ALLOW_CONNECTIONS"
+    server.execute(f"{allow} false")
+    server.terminate_backends(database)
+    try:
+        yield
+    finally:
+        server.execute(f"{allow} true")
 
 
 class PostgreSQLHooks(Conformance):
@@ -40,7 +57,7 @@ class PostgreSQLHooks(Conformance):
             yield
 
     def make_data_access(self, clock: FakeClock) -> DataAccess:
-        self.server.execute("; ".join(f"DELETE FROM callbackq.{table}" for table in TABLES), dbname=self.database)
+        empty(self.server, self.database)
         return self.reopen(None, clock)
 
     def reopen(self, data_access: DataAccess | None, clock: FakeClock) -> DataAccess:
@@ -57,15 +74,8 @@ class PostgreSQLHooks(Conformance):
 
     @contextmanager
     def outage(self, data_access: DataAccess) -> Iterator[None]:
-        self._allow_connections(False)
-        self.server.terminate_backends(self.database)
-        try:
+        with out_of_reach(self.server, self.database):
             yield
-        finally:
-            self._allow_connections(True)
-
-    def _allow_connections(self, are_allowed: bool) -> None:
-        self.server.execute(f"ALTER DATABASE {self.database} ALLOW_CONNECTIONS {are_allowed}")
 
 
 class ConflictingHooks(PostgreSQLHooks):
