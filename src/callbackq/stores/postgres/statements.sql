@@ -99,10 +99,10 @@ SELECT callback FROM {schema}.callbacks WHERE callback = ANY(CAST(:ids AS TEXT[]
 -- Looking.
 
 -- name: status
--- All by key.
+-- All by key; callbacks_behind, first entry of the queue, when the queue is still to be opened.
 SELECT c.callback, c.sequence, c.state, c.due, c.token, c.acquired, c.machine, c.failed_reason,
     CASE WHEN c.state <= 1 AND c.is_head = 0 THEN
-        (SELECT q.head FROM {schema}.queues AS q WHERE q.queue = c.queue)
+        (SELECT o.behind FROM {schema}.overview AS o WHERE o.id = c.callback)
     END,
     c.queue, r.url, r.method, r.headers, r.retry_phases, r.application_id, r.email_address, r.on_exhausted, r.body
 FROM {schema}.callbacks AS c
