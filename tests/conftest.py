@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from functools import cache
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:  # only tests of PostgreSQL should pay for importing its driver
+    from callbackq.stores.postgres.transaction import Profile
     from support.postgres import PostgreSQL, PostgreSQLServer, PostgreSQLServers
 
 _SERVERS = pytest.StashKey["PostgreSQLServers"]()
@@ -43,19 +46,31 @@ def database(postgres: PostgreSQL) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def migrated(postgres: PostgreSQL) -> Iterator[str]:
-    """The name of a database with the store's tables, to copy: much quicker than making them each time."""
+def migrated(postgres: PostgreSQL) -> Iterator[Callable[[Profile], str]]:
+    """Gives the name of a database with a profile's tables, to copy: much quicker than making them each time."""
     from callbackq.stores.postgres import migrate
 
-    with postgres.database() as name:
-        migrate(postgres.conninfo(name))
-        yield name
+    with ExitStack() as databases:
+
+        @cache
+        def migrated(profile: Profile) -> str:
+            name = databases.enter_context(postgres.database())
+            migrate(postgres.conninfo(name), profile=profile)
+            return name
+
+        yield migrated
 
 
 @pytest.fixture
-def migrated_database(postgres: PostgreSQL, migrated: str) -> Iterator[str]:
+def profile() -> Profile:
+    """The store's, unless a test has it as a parameter."""
+    return "postgres"
+
+
+@pytest.fixture
+def migrated_database(postgres: PostgreSQL, migrated: Callable[[Profile], str], profile: Profile) -> Iterator[str]:
     """The name of a fresh database with the store's tables."""
-    with postgres.database(migrated) as name:
+    with postgres.database(migrated(profile)) as name:
         yield name
 
 

@@ -460,7 +460,7 @@ class SupportsListing(Protocol):
         self, *, state: CallbackState | None = None, queue_id: str | None = None, page_size: int = 100
     ) -> Iterator[CallbackStatus]:
         """
-        Walk over callbacks in the order in which they were stored.
+        Walk over callbacks in the order in which they were stored: within a queue, that of the numbers they got then.
 
         Nothing is held open between pages; callbacks stored or purged meanwhile may or may not appear.
         """

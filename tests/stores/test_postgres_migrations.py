@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from multiprocessing import get_context
 
 import psycopg
@@ -64,26 +66,93 @@ def description(conninfo: str, schema: str) -> list[tuple[object, ...]]:
             [sql.Identifier(schema).as_string(None)],
         ).fetchall()
         versions = connection.execute(
-            sql.SQL("SELECT version FROM {}.version").format(sql.Identifier(schema))
+            sql.SQL("SELECT version, profile FROM {}.version").format(sql.Identifier(schema))
         ).fetchall()
     return [*columns, *indexes, *tables, *versions]
 
 
-def test_processes_that_migrate_at_the_same_time_all_succeed(conninfo: str) -> None:
-    profiles: list[Profile | None] = [None, "postgres", "distributed", "postgres"]
-    all_at_once = get_context("fork").Barrier(len(profiles))
+PROFILES: tuple[Profile, Profile] = ("postgres", "distributed")
 
-    def work(profile: Profile | None) -> None:
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_processes_that_migrate_at_the_same_time_all_succeed(conninfo: str, profile: Profile) -> None:
+    all_at_once = get_context("fork").Barrier(4)
+
+    def work(migrates: bool) -> None:
         all_at_once.wait(LIMIT)
-        if profile is None:
-            migrate(conninfo)
+        if migrates:
+            migrate(conninfo, profile=profile)
         else:
             PostgreSQLDataAccess(conninfo, profile=profile).open()
 
-    for child in [Child(lambda _, profile=profile: work(profile)) for profile in profiles]:  # type: ignore[misc]
+    for child in [Child(lambda _, number=number: work(number == 0)) for number in range(4)]:  # type: ignore[misc]
         child.finish()
 
-    with PostgreSQLDataAccess(conninfo, may_migrate=False) as store:
+    with PostgreSQLDataAccess(conninfo, profile=profile, may_migrate=False) as store:
+        assert works(store)
+
+
+@pytest.mark.parametrize("made_by", ["opening", "migrating", "hand"])
+@pytest.mark.parametrize(("profile", "other"), [PROFILES, PROFILES[::-1]])
+def test_tables_of_the_other_profile_are_refused_and_left_alone(
+    conninfo: str, profile: Profile, other: Profile, made_by: str
+) -> None:
+    with psycopg.connect(conninfo, autocommit=True) as by_hand:
+        if made_by == "opening":
+            with PostgreSQLDataAccess(conninfo, profile=profile):
+                pass
+        elif made_by == "migrating":
+            migrate(conninfo, profile=profile)
+        else:
+            by_hand.execute(migration_sql(profile=profile))
+        before = description(conninfo, "callbackq")
+
+        for may_migrate in (True, False):
+            confused = PostgreSQLDataAccess(conninfo, profile=other, may_migrate=may_migrate)
+            for call in (confused.open, confused.next_due, partial(confused.store_callback_request, a_request())):
+                with pytest.raises(DataAccessError, match=f"profile='{profile}'"):
+                    call()
+            confused.close()
+        with pytest.raises(DataAccessError, match=f"profile='{profile}'"):
+            migrate(conninfo, profile=other)
+        by_hand.execute(migration_sql(since=NEWEST_VERSION, profile=other))
+        with pytest.raises(psycopg.errors.DuplicateTable):
+            by_hand.execute(migration_sql(profile=other))
+
+    assert description(conninfo, "callbackq") == before
+    with PostgreSQLDataAccess(conninfo, profile=profile, may_migrate=False) as store:
+        assert works(store)
+
+
+def test_of_two_profiles_that_begin_at_the_same_time_one_is_refused(conninfo: str) -> None:
+    all_at_once = get_context("fork").Barrier(4)
+
+    def work(profile: Profile) -> None:
+        store = PostgreSQLDataAccess(conninfo, profile=profile)
+        all_at_once.wait(LIMIT)
+        with suppress(DataAccessError):
+            store.open()
+
+    for child in [Child(lambda _, profile=profile: work(profile)) for profile in PROFILES * 2]:  # type: ignore[misc]
+        child.finish()
+
+    fitting = []
+    for profile in PROFILES:
+        store = PostgreSQLDataAccess(conninfo, profile=profile, may_migrate=False)
+        with suppress(DataAccessError), store:
+            assert works(store)
+            fitting.append(profile)
+    assert len(fitting) == 1
+
+
+def test_who_could_not_make_the_tables_has_no_say_in_their_profile(conninfo: str) -> None:
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA callbackq; CREATE TABLE callbackq.debts (in_the_way TEXT)")
+        with pytest.raises(DataAccessError, match="refused a statement"):
+            migrate(conninfo, profile="distributed")
+        connection.execute("DROP TABLE callbackq.debts")
+
+    with PostgreSQLDataAccess(conninfo) as store:
         assert works(store)
 
 

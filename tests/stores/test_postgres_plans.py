@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -93,10 +93,10 @@ STATEMENTS = [(profile, name) for profile in PROFILES for name in comments(profi
 
 @pytest.fixture(scope="module", params=["analysed", "never analysed"])
 def connection(
-    request: pytest.FixtureRequest, postgres: PostgreSQL, migrated: str
+    request: pytest.FixtureRequest, postgres: PostgreSQL, migrated: Callable[[Profile], str]
 ) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
     with (
-        postgres.database(migrated) as name,
+        postgres.database(migrated("postgres")) as name,
         psycopg.connect(postgres.conninfo(name), autocommit=True) as connection,
     ):
         for table in ("queues", "callbacks", "requests", "history", "mailings", "debts"):

@@ -7,15 +7,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg_pool import ConnectionPool
 
 from callbackq.core.models import CallbackState
-from callbackq.errors import DataAccessError
 from callbackq.stores.postgres import PostgreSQLDataAccess
 from callbackq.testing.conformance.base import DELIVERED, LOCK_TIMEOUT, a_request, an_attempt
 from callbackq.testing.conformance.concurrency import Child
@@ -186,47 +183,6 @@ def test_two_sessions_are_all_a_store_has(store: PostgreSQLDataAccess, conninfo:
 
     assert len(backends(conninfo)) == 2
     unsubscribe()
-
-
-# Pools of the host's.
-
-
-def test_a_pool_of_the_hosts_is_used_and_left_as_it_was(conninfo: str) -> None:
-    database = psycopg.conninfo.conninfo_to_dict(conninfo)
-    # All that is needed to connect is in the keywords, also for the listener.
-    with ConnectionPool("", kwargs=database, min_size=1, max_size=2, open=True) as pool:
-        ear = Ear()
-        with PostgreSQLDataAccess(pool) as store:
-            store.subscribe(ear)
-            ear.wait()
-            store.store_callback_request(a_request(), id="a")
-        with pool.connection() as connection:
-            assert not connection.autocommit
-            assert connection.execute("SELECT count(*) FROM callbackq.callbacks").fetchone() == (1,)
-
-
-def test_a_pool_of_the_hosts_that_is_busy_or_closed_is_told(conninfo: str) -> None:
-    with ConnectionPool(conninfo, min_size=1, max_size=1, open=True) as pool:
-        with PostgreSQLDataAccess(pool, patience=timedelta(milliseconds=50)) as store:
-            with pool.connection(), pytest.raises(DataAccessError, match="PoolTimeout"):
-                store.now()
-            assert store.now()
-        pool.close()
-        with pytest.raises(DataAccessError, match="PoolClosed"):
-            store.now()
-
-
-def test_a_pool_is_refused_in_a_forked_process(conninfo: str) -> None:
-    with ConnectionPool(conninfo, min_size=1, open=True) as pool, PostgreSQLDataAccess(pool) as store:
-        store.store_callback_request(a_request(), id="a")
-
-        def child() -> None:
-            for call in (store.now, store.open, store.close):
-                with pytest.raises(DataAccessError, match="make another pool"):
-                    call()
-
-        Child(lambda _: child()).finish()
-        assert store.get_callback_status("a").id == "a"
 
 
 # Forks.

@@ -209,10 +209,9 @@ def test_a_callback_that_cannot_be_named_leaves_its_queue_only_while_nobody_join
 
 
 @pytest.mark.parametrize("profile", ["postgres", "distributed"])
-def test_whoever_joins_a_held_queue_is_told_after_all_patience(
-    store: PostgreSQLDataAccess, conninfo: str, profile: Profile
-) -> None:
+def test_whoever_joins_a_held_queue_is_told_after_all_patience(conninfo: str, profile: Profile) -> None:
     with (
+        PostgreSQLDataAccess(conninfo, profile=profile) as store,
         PostgreSQLDataAccess(conninfo, profile=profile, patience=timedelta(milliseconds=50)) as impatient,
         transaction(conninfo) as connection,
     ):
@@ -446,14 +445,15 @@ def test_a_store_holds_no_more_connections_than_it_may(conninfo: str, most: int)
     assert 1 <= held <= most
 
 
+@pytest.mark.parametrize("profile", ["distributed"])
 def test_a_lock_is_given_once_also_by_an_engine_whose_transactions_are_not_serializable(
-    conninfo: str, monkeypatch: pytest.MonkeyPatch
+    conninfo: str, profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(databases._BEGIN, "distributed", "BEGIN ISOLATION LEVEL READ COMMITTED; ")
     others: list[str] = []
     with (
-        PostgreSQLDataAccess(conninfo, profile="distributed") as store,
-        PostgreSQLDataAccess(conninfo, profile="distributed") as other,
+        PostgreSQLDataAccess(conninfo, profile=profile) as store,
+        PostgreSQLDataAccess(conninfo, profile=profile) as other,
     ):
         store.store_callback_requests([a_request()] * 3)
 

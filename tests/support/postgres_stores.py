@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -17,9 +17,26 @@ from callbackq.testing.conformance.base import Conformance
 from support.postgres import PostgreSQL
 from support.postgres_faults import CuttingProxy
 
-__all__ = ["TABLES", "ConflictingHooks", "PostgreSQLHooks"]
+__all__ = ["TABLES", "ConflictingHooks", "PostgreSQLHooks", "empty", "out_of_reach"]
 
 TABLES = ("queues", "callbacks", "requests", "history", "mailings", "debts")
+
+
+def empty(server: PostgreSQL, database: str) -> None:
+    """Delete all rows: many times faster than making a database."""
+    server.execute("; ".join(f"DELETE FROM callbackq.{table}" for table in TABLES), dbname=database)
+
+
+@contextmanager
+def out_of_reach(server: PostgreSQL, database: str) -> Iterator[None]:
+    """Let nobody connect to a database, nor stay connected."""
+    allow = f"ALTER DATABASE {database} ALLOW_CONNECTIONS"
+    server.execute(f"{allow} false")
+    server.terminate_backends(database)
+    try:
+        yield
+    finally:
+        server.execute(f"{allow} true")
 
 
 class PostgreSQLHooks(Conformance):
@@ -31,14 +48,16 @@ class PostgreSQLHooks(Conformance):
 
     @pytest.fixture(autouse=True, scope="class")
     @staticmethod
-    def _database(request: pytest.FixtureRequest, postgres: PostgreSQL, migrated: str) -> Iterator[None]:
+    def _database(
+        request: pytest.FixtureRequest, postgres: PostgreSQL, migrated: Callable[[Profile], str]
+    ) -> Iterator[None]:
         # For the class: it is there before `setup_method`, and emptied many times faster than it is made.
-        with postgres.database(migrated) as name:
+        with postgres.database(migrated(request.cls.profile)) as name:
             request.cls.server, request.cls.database = postgres, name
             yield
 
     def make_data_access(self, clock: FakeClock) -> DataAccess:
-        self.server.execute("; ".join(f"DELETE FROM callbackq.{table}" for table in TABLES), dbname=self.database)
+        empty(self.server, self.database)
         return self.reopen(None, clock)
 
     def reopen(self, data_access: DataAccess | None, clock: FakeClock) -> DataAccess:
@@ -55,15 +74,8 @@ class PostgreSQLHooks(Conformance):
 
     @contextmanager
     def outage(self, data_access: DataAccess) -> Iterator[None]:
-        self._allow_connections(False)
-        self.server.terminate_backends(self.database)
-        try:
+        with out_of_reach(self.server, self.database):
             yield
-        finally:
-            self._allow_connections(True)
-
-    def _allow_connections(self, are_allowed: bool) -> None:
-        self.server.execute(f"ALTER DATABASE {self.database} ALLOW_CONNECTIONS {are_allowed}")
 
 
 class ConflictingHooks(PostgreSQLHooks):

@@ -18,13 +18,13 @@ from typing import Any, Final, TypeVar, cast
 import psycopg
 from psycopg import sql
 from psycopg.pq import PipelineStatus, TransactionStatus
-from psycopg.rows import tuple_row
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from callbackq.clock import Clock
 from callbackq.errors import DataAccessError, InvalidRequestError, TransientDataAccessError
 from callbackq.stores.postgres import faults
 from callbackq.stores.postgres.connections import Connections, all_in_use
+from callbackq.stores.postgres.cursors import execute
 from callbackq.stores.postgres.transaction import PostgreSQLTransaction, Profile, Statement, load, with_schema
 from callbackq.stores.sql.instants import microseconds
 
@@ -100,7 +100,7 @@ class Database:
                 with self._connections.lend() as connection:
                     try:
                         self._prepare(connection)
-                        ((self._store, _),) = _execute(connection, self._which_store)
+                        ((self._store, _),) = _execute_all(connection, self._which_store)
                     except psycopg.Error as error:
                         raise faults.translate(error, nothing_written=True) from error
                 self._is_prepared = True
@@ -133,9 +133,9 @@ class Database:
         def read_once() -> _T:
             with self._connection() as connection:
                 try:
-                    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", prepare=False)
+                    execute(connection, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                     result = operation(self._transaction(connection, constants))
-                    connection.execute("COMMIT", prepare=False)
+                    execute(connection, "COMMIT")
                 except BaseException as error:
                     _roll_back(connection)
                     if isinstance(error, psycopg.Error):
@@ -209,7 +209,7 @@ class Database:
     ) -> _T:
         with self._connection() as connection:
             try:
-                began = self._start(connection, begin or self._begin)
+                ((began,),) = _execute_all(connection, begin or self._begin)
                 transaction = self._transaction(connection, constants, began=began)
                 given = self.given_now_us()
                 result = operation(transaction, began if given is None else given)
@@ -219,7 +219,7 @@ class Database:
                     raise faults.translate(error, nothing_written=True) from error
                 raise
             try:
-                connection.execute("COMMIT", prepare=False)
+                execute(connection, "COMMIT")
             except psycopg.Error as error:
                 _roll_back(connection)
                 raise faults.translate(error, nothing_written=faults.is_undone(error)) from error
@@ -230,14 +230,6 @@ class Database:
     ) -> PostgreSQLTransaction:
         prepares = self._connections is not None and self._connections.keep_statements
         return PostgreSQLTransaction(connection, self.statements, constants, prepares=prepares, began=began)
-
-    def _start(self, connection: psycopg.Connection[Any], begin: str) -> int:
-        # Several statements without values are one round trip.
-        cursor = connection.execute(begin, prepare=False)
-        while cursor.nextset():
-            pass
-        (now,) = cursor.fetchone() or (0,)
-        return now
 
     def _persistently(self, action: Callable[[], _T], *, is_repeatable: bool = False) -> _T:
         """
@@ -322,14 +314,14 @@ class Enlisted:
         # A connection that begins transactions by itself does so here. What storing sets for the transaction, how long
         # it waits, a rollback to the savepoint takes back; its release would not.
         try:
-            rows = _execute(self._connection, f"SAVEPOINT callbackq; {self._which_store}")
+            rows = _execute_all(self._connection, f"SAVEPOINT callbackq; {self._which_store}")
             patience = self._check_store(rows)
             yield
             restored = sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(patience)).as_string(None)
-            _execute(self._connection, f"RELEASE callbackq; {restored}")
+            _execute_all(self._connection, f"RELEASE callbackq; {restored}")
         except BaseException:
             with suppress(psycopg.Error):
-                _execute(self._connection, "ROLLBACK TO callbackq; RELEASE callbackq")
+                _execute_all(self._connection, "ROLLBACK TO callbackq; RELEASE callbackq")
             raise
 
     def _check_store(self, rows: list[tuple[Any, ...]]) -> object:
@@ -339,9 +331,9 @@ class Enlisted:
         raise _unusable("must lead to the store's database: another store has its tables there, and would get them")
 
 
-def _execute(connection: psycopg.Connection[Any], statements: str) -> list[tuple[Any, ...]]:
+def _execute_all(connection: psycopg.Connection[Any], statements: str) -> list[tuple[Any, ...]]:
     """Execute several statements in one round trip, and give the rows of the last one."""
-    cursor = psycopg.Cursor(connection, row_factory=tuple_row).execute(statements, prepare=False)
+    cursor = execute(connection, statements)
     while cursor.nextset():
         pass
     return cursor.fetchall() if cursor.description else []
@@ -370,4 +362,4 @@ def _unusable(reason: str) -> InvalidRequestError:
 
 def _roll_back(connection: psycopg.Connection[Any]) -> None:
     with suppress(psycopg.Error):
-        connection.execute("ROLLBACK", prepare=False)
+        execute(connection, "ROLLBACK")

@@ -4,9 +4,7 @@
 -- name: store
 -- As in statements.sql.
 WITH given AS MATERIALIZED (
-    SELECT g.*, coalesce(CAST(:now AS BIGINT), CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)) AS now,
-        CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT) AS at,
-        row_number() OVER (PARTITION BY g.queue ORDER BY g.place) AS nth,
+    SELECT g.*, row_number() OVER (PARTITION BY g.queue ORDER BY g.place) AS nth,
         count(*) OVER (PARTITION BY g.queue) AS many
     FROM unnest(
         CAST(:callback AS TEXT[]), CAST(:queue AS TEXT[]), CAST(:shard AS SMALLINT[]), CAST(:url AS TEXT[]),
@@ -22,10 +20,14 @@ WITH given AS MATERIALIZED (
     SELECT queue, many, callback FROM given WHERE queue IS NOT NULL AND nth = 1 ORDER BY queue
     ON CONFLICT (queue) DO UPDATE SET tail = q.tail + excluded.tail, head = coalesce(q.head, excluded.head)
     RETURNING q.queue, q.tail, q.head
+), moment AS MATERIALIZED (
+    SELECT coalesce(CAST(:now AS BIGINT), CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)) AS now,
+        CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT) AS at, count(*) AS queues
+    FROM joined
 ), numbered AS MATERIALIZED (
-    SELECT given.*, coalesce(joined.tail - given.many + given.nth, 1) AS sequence,
+    SELECT given.*, moment.now, moment.at, coalesce(joined.tail - given.many + given.nth, 1) AS sequence,
         coalesce(joined.head, given.callback) AS head
-    FROM given LEFT JOIN joined ON joined.queue = given.queue
+    FROM moment CROSS JOIN given LEFT JOIN joined ON joined.queue = given.queue
 ), added AS (
     INSERT INTO {schema}.callbacks (callback, shard, queue, sequence, state, is_head, due, ready)
     SELECT callback, shard, queue, sequence, 0, CASE WHEN head = callback THEN 1 ELSE 0 END, now, now FROM numbered

@@ -141,9 +141,10 @@ CREATE TABLE {schema}.debts (
 
 CREATE INDEX debts_of_callback ON {schema}.debts (callback);
 
--- For people: what there is, in words and in times of the calendar. Nothing here reads it, and reading it locks nothing.
+-- For people: what there is, in words and in times of the calendar. Reading it locks nothing.
 --   due        waiting: when; locked: when the lock times out
---   behind     the callback that closes its queue for this one
+--   behind     the callback that closes its queue for this one. That a head has ended shows at once; that the next is
+--              the head may take until its queue's row is free: so to any reader, the next is it already
 --   machine    who has the lock
 --   attempts   those that count, since it was stored or redelivered
 CREATE VIEW {schema}.overview AS
@@ -152,9 +153,16 @@ SELECT c.callback AS id, c.queue, c.sequence AS number,
         WHEN 0 THEN 'waiting' WHEN 1 THEN 'locked' WHEN 2 THEN 'succeeded' WHEN 3 THEN 'failed' ELSE 'cancelled'
     END AS state,
     CASE WHEN c.state <= 1 THEN to_timestamp(c.due / 1000000.0) END AS due,
-    CASE WHEN c.state <= 1 AND c.is_head = 0 THEN
-        (SELECT q.head FROM {schema}.queues AS q WHERE q.queue = c.queue)
-    END AS behind,
+    CASE WHEN c.state <= 1 AND c.is_head = 0 THEN (
+        SELECT CASE WHEN h.state > 1 AND h.due IS NOT NULL THEN nullif((
+            SELECT n.callback FROM {schema}.callbacks AS n
+            WHERE n.queue = h.queue AND n.sequence > h.sequence AND n.state = 0 AND n.is_head = 0
+            ORDER BY n.sequence
+            LIMIT 1
+        ), c.callback) ELSE q.head END
+        FROM {schema}.queues AS q LEFT JOIN {schema}.callbacks AS h ON h.callback = q.head
+        WHERE q.queue = c.queue
+    ) END AS behind,
     CASE WHEN c.state = 1 THEN c.machine END AS machine,
     c.attempts_made AS attempts,
     to_timestamp(c.finished / 1000000.0) AS finished,

@@ -11,6 +11,7 @@ from callbackq.core.validation import Fault, refuse
 from callbackq.errors import DataAccessError, SchemaVersionError
 from callbackq.stores.postgres import faults
 from callbackq.stores.postgres.connections import conninfo_faults, unlimited
+from callbackq.stores.postgres.cursors import execute
 from callbackq.stores.postgres.transaction import Profile, with_schema
 from callbackq.stores.sql.scripts import load_migrations
 
@@ -28,16 +29,21 @@ NEWEST_VERSION: Final = len(_PORTABLE)
 
 _CREATE_SCHEMA: Final = "CREATE SCHEMA IF NOT EXISTS {schema}"
 _SCHEMA_EXISTS: Final = "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = %(schema)s"
-# `store` tells this store from any other; it is the same wherever the database is replicated to.
+# `store` tells this store from any other; it is the same wherever the database is replicated to. `profile` is that of
+# whoever made the tables, NULL before they are there.
 _VERSION_TABLE: Final = (
-    "CREATE TABLE IF NOT EXISTS {schema}.version (one SMALLINT PRIMARY KEY, version BIGINT NOT NULL, store UUID)",
+    """CREATE TABLE IF NOT EXISTS {schema}.version (
+    one SMALLINT PRIMARY KEY, version BIGINT NOT NULL, store UUID, profile TEXT
+)""",
     "INSERT INTO {schema}.version (one, version, store) VALUES (1, 0, gen_random_uuid()) ON CONFLICT (one) DO NOTHING",
 )
 _TABLE_EXISTS: Final = "SELECT 1 FROM pg_catalog.pg_tables WHERE schemaname = %(schema)s AND tablename = 'version'"
 # Locked, so that of several that migrate at the same time one works and the others wait.
-_LOCK_VERSION: Final = "SELECT version FROM {schema}.version WHERE one = 1 FOR UPDATE"
-_READ_VERSION: Final = "SELECT version FROM {schema}.version WHERE one = 1"
-_SET_VERSION: Final = "UPDATE {schema}.version SET version = %(version)s WHERE one = 1"
+_READ_VERSION: Final = "SELECT version, profile FROM {schema}.version WHERE one = 1"
+_LOCK_VERSION: Final = _READ_VERSION + " FOR UPDATE"
+_SET_VERSION: Final = (
+    "UPDATE {schema}.version SET version = %(version)s, profile = coalesce(profile, %(profile)s) WHERE one = 1"
+)
 # Two that create the same table at the same time: one of them finds a name taken, however it asked.
 _CREATED_MEANWHILE: Final = (
     psycopg.errors.UniqueViolation,
@@ -61,7 +67,7 @@ def migration_sql(*, schema: str = "callbackq", since: int = 0, profile: Profile
     Args:
         schema: where the tables are to be.
         since: the version the database has; 0 for none.
-        profile: the store's.
+        profile: the store's. It is kept with the tables, once and for all.
 
     Raises:
         InvalidRequestError: the schema can't have that name.
@@ -69,7 +75,7 @@ def migration_sql(*, schema: str = "callbackq", since: int = 0, profile: Profile
     refuse(schema_faults(schema))
     steps = [_CREATE_SCHEMA, *_VERSION_TABLE] if since == 0 else []
     steps += [step for steps in _MIGRATIONS[profile][since:] for step in steps]
-    steps.append(_SET_VERSION.replace("%(version)s", str(NEWEST_VERSION)))
+    steps.append(_SET_VERSION.replace("%(version)s", str(NEWEST_VERSION)).replace("%(profile)s", f"'{profile}'"))
     return "".join(f"{with_schema(step, schema)};\n\n" for step in steps)
 
 
@@ -87,7 +93,7 @@ def migrate(conninfo: str, *, schema: str = "callbackq", profile: Profile = "pos
     Raises:
         InvalidRequestError: that is no connection string, or the schema can't have that name.
         SchemaVersionError: a newer release has been at work; nothing was changed.
-        DataAccessError: the server can't be reached, or refused a right.
+        DataAccessError: the server can't be reached, or refused a right; or the tables there are of the other profile.
     """
     refuse([*conninfo_faults("conninfo", conninfo), *schema_faults(schema)])
     try:
@@ -105,11 +111,12 @@ def prepare(connection: psycopg.Connection[Any], *, schema: str, profile: Profil
 
     Raises:
         SchemaVersionError: it has a newer one.
-        DataAccessError: it has an older one, and may not be migrated.
+        DataAccessError: it has an older one, and may not be migrated; or its tables are of the other profile.
     """
-    version = _version(connection, schema)
+    version, found = _version(connection, schema)
     if version > NEWEST_VERSION:
         raise SchemaVersionError(version, NEWEST_VERSION)
+    _check_profile(found, profile)
     if version == NEWEST_VERSION:
         return
     if not may_migrate:
@@ -127,29 +134,38 @@ def prepare(connection: psycopg.Connection[Any], *, schema: str, profile: Profil
                 raise
 
 
-def _version(connection: psycopg.Connection[Any], schema: str) -> int:
-    if not connection.execute(_TABLE_EXISTS, {"schema": schema}).fetchone():
-        return 0
-    row = _run(connection, _READ_VERSION, schema).fetchone()
-    return row[0] if row else 0
+def _version(connection: psycopg.Connection[Any], schema: str) -> tuple[int, str | None]:
+    if not execute(connection, _TABLE_EXISTS, {"schema": schema}).fetchone():
+        return 0, None
+    return _run(connection, _READ_VERSION, schema).fetchone() or (0, None)
+
+
+def _check_profile(found: str | None, wanted: Profile) -> None:
+    # One would search heads where the other has none, and take them by rules that the other doesn't keep.
+    if found not in (None, wanted):
+        raise DataAccessError(
+            f"the tables there were made for another profile than {wanted!r}: open the store with profile={found!r}, "
+            "or give it another schema"
+        )
 
 
 def _migrate(connection: psycopg.Connection[Any], schema: str, profile: Profile) -> None:
     # It says IF NOT EXISTS, and yet asks for the right to create schemas also when there is one.
-    if not connection.execute(_SCHEMA_EXISTS, {"schema": schema}).fetchone():
+    if not execute(connection, _SCHEMA_EXISTS, {"schema": schema}).fetchone():
         _run(connection, _CREATE_SCHEMA, schema)
     for statement in _VERSION_TABLE:
         _run(connection, statement, schema)
     with connection.transaction():
-        ((version,),) = _run(connection, _LOCK_VERSION, schema).fetchall()
+        ((version, found),) = _run(connection, _LOCK_VERSION, schema).fetchall()
+        _check_profile(found, profile)
         for steps in _MIGRATIONS[profile][version:]:
             for step in steps:
                 _run(connection, step, schema)
         if version < NEWEST_VERSION:
-            _run(connection, _SET_VERSION, schema, {"version": NEWEST_VERSION})
+            _run(connection, _SET_VERSION, schema, {"version": NEWEST_VERSION, "profile": profile})
 
 
 def _run(
     connection: psycopg.Connection[Any], statement: str, schema: str, values: dict[str, object] | None = None
 ) -> psycopg.Cursor[Any]:
-    return connection.execute(with_schema(statement, schema, with_values=True), values or {}, prepare=False)
+    return execute(connection, with_schema(statement, schema, with_values=True), values or {})

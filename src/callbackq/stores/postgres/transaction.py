@@ -10,9 +10,9 @@ from typing import Any, Final, Literal
 import psycopg
 from attrs import define
 from psycopg import sql
-from psycopg.rows import tuple_row
 
 from callbackq.stores.postgres.arrays import literal
+from callbackq.stores.postgres.cursors import execute
 from callbackq.stores.sql.rows import CallbackRow, Key, Row
 from callbackq.stores.sql.scripts import load_statements
 from callbackq.stores.sql.transaction import Transaction, Wait
@@ -148,16 +148,15 @@ class PostgreSQLTransaction(Transaction):
 
     def _wait_a_moment(self, queues: set[Key]) -> bool:
         """Lock all of them or none, and say which."""
-        # Reading the setting comes first: its row is the answer's first.
-        cursor = psycopg.Cursor(self._connection, row_factory=tuple_row)
+        shorten = f"SHOW lock_timeout; SET LOCAL lock_timeout = {_MOMENT_MS}"
         try:
             with self._connection.transaction():
-                cursor.execute(f"SHOW lock_timeout; SET LOCAL lock_timeout = {_MOMENT_MS}", prepare=False)
-                (patience,) = cursor.fetchone() or ("0",)
+                # Reading the setting comes first: its row is the answer's first.
+                (patience,) = execute(self._connection, shorten).fetchone() or ("0",)
                 self._lock("lock_queues", queues)
                 # The end of a savepoint takes no setting back.
                 restored = sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(patience))
-                cursor.execute(restored, prepare=False)
+                execute(self._connection, restored)
         except psycopg.errors.LockNotAvailable:
             # Whoever holds one of them has not even let go for a moment. They are opened later.
             return False
@@ -180,10 +179,9 @@ class PostgreSQLTransaction(Transaction):
         return bool(is_head)
 
     def _execute(self, name: str, values: Mapping[str, object]) -> psycopg.Cursor[Any]:
-        # Whatever kinds of cursors and rows the host has set for its connection.
-        cursor = psycopg.Cursor(self._connection, row_factory=tuple_row)
         given = {
             name: literal(value) if type(value) is list and name not in _BINARY else value
             for name, value in values.items()
         }
-        return cursor.execute(self._statements[name].text, given, prepare=self._prepares and name in _PREPARED)
+        prepare = self._prepares and name in _PREPARED
+        return execute(self._connection, self._statements[name].text, given, prepare=prepare)

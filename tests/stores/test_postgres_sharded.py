@@ -1,0 +1,112 @@
+"""Two PostgreSQL servers as one store keep every promise of a store; and when one of them stops, the other goes on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from typing import ClassVar
+
+import pytest
+
+from callbackq import Dispatcher
+from callbackq.core.delivery import Delivery
+from callbackq.core.models import CallbackState
+from callbackq.dataaccess import DataAccess
+from callbackq.events import EventKind
+from callbackq.stores.postgres import PostgreSQLDataAccess, migrate
+from callbackq.stores.postgres.transaction import Profile
+from callbackq.stores.sharded import ShardedDataAccess
+from callbackq.stores.sharded.routing import shard_of
+from callbackq.testing import DataAccessConformance, FakeClock, ScriptedTransport
+from callbackq.testing.conformance.base import a_request
+from support.dispatching import Witness
+from support.postgres import PostgreSQL, PostgreSQLServer, PostgreSQLServers
+from support.postgres_stores import empty, out_of_reach
+
+QUEUES = [f"queue {number}" for number in range(8)]
+STOPPED = 1
+
+
+class TestTwoPostgreSQLServers(DataAccessConformance):
+    one_order = False
+    homes: ClassVar[list[tuple[PostgreSQL, str]]]
+
+    @pytest.fixture(autouse=True, scope="class")
+    @staticmethod
+    def _homes(
+        request: pytest.FixtureRequest,
+        postgres: PostgreSQL,
+        migrated: Callable[[Profile], str],
+        postgres_servers: PostgreSQLServers,
+    ) -> Iterator[None]:
+        other = postgres_servers.start()
+        with postgres.database(migrated("postgres")) as here, other.database() as there:
+            migrate(other.conninfo(there))
+            request.cls.homes = [(postgres, here), (other, there)]
+            yield
+        other.close()
+
+    def make_data_access(self, clock: FakeClock) -> DataAccess:
+        for server, database in self.homes:
+            empty(server, database)
+        return self.reopen(None, clock)
+
+    def reopen(self, data_access: DataAccess | None, clock: FakeClock) -> DataAccess:
+        shards = [PostgreSQLDataAccess(server.conninfo(database), clock=clock) for server, database in self.homes]
+        return ShardedDataAccess(shards, clock=clock)
+
+    @contextmanager
+    def outage(self, data_access: DataAccess) -> Iterator[None]:
+        with ExitStack() as outages:
+            for server, database in self.homes:
+                outages.enter_context(out_of_reach(server, database))
+            yield
+
+
+def test_while_a_server_is_stopped_the_others_queues_are_delivered_and_then_all(
+    postgres: PostgreSQL, migrated_database: str, start_postgres: Callable[[], PostgreSQLServer]
+) -> None:
+    server = start_postgres()
+    shards = [PostgreSQLDataAccess(postgres.conninfo(migrated_database)), PostgreSQLDataAccess(server.conninfo())]
+    healthy = [queue for queue in QUEUES if shard_of(queue, len(shards)) != STOPPED]
+    sick = [queue for queue in QUEUES if queue not in healthy]
+    assert healthy
+    assert sick
+    stopping = threading.Lock()
+
+    def answer(delivery: Delivery) -> int:
+        # While requests of its queues are under way, whose results it can't take then.
+        if delivery.request.queue_id in sick and delivery.sequence == 1:
+            with stopping:
+                if server.running:
+                    server.stop("immediate")
+        return 200
+
+    witness, transport = Witness(), ScriptedTransport([answer] * 100)
+
+    def sent(queues: list[str]) -> list[tuple[str, int]]:
+        places = [(one.request.queue_id, one.sequence) for one in transport.deliveries]
+        return [place for place in places if place[0] in queues]
+
+    with (
+        ShardedDataAccess(shards) as store,
+        Dispatcher(store, transport=transport, observer=witness, poll_interval=timedelta(milliseconds=50)),
+    ):
+        store.store_callback_requests([a_request(queue_id=queue) for queue in QUEUES] * 3)
+        witness.wait_for(EventKind.STORE_FAILED)
+        store.store_callback_requests([a_request(queue_id=queue) for queue in healthy])
+        witness.wait_for(EventKind.SUCCEEDED, 4 * len(healthy))
+        assert {number for _, number in sent(sick)} == {1}
+        assert not server.running
+
+        server.start()
+        witness.wait_for(EventKind.SUCCEEDED, 4 * len(healthy) + 3 * len(sick))
+
+        for queue in QUEUES:
+            numbers = [number for _, number in sent([queue])]
+            assert numbers == list(range(1, 5 if queue in healthy else 4)), "in order, and nothing twice"
+        statuses = list(store.list_callbacks())
+        assert {status.state for status in statuses} == {CallbackState.SUCCEEDED}
+        assert all(len(status.attempts) == 1 for status in statuses), "no fault of the store is an attempt"
