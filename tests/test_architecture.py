@@ -48,11 +48,12 @@ RANKS = {
     "reporting": 7,
     "recorder": 8,
     "engine": 9,
-    "dispatcher": 10,
-    "testing": 11,
-    "demo": 12,
-    "__main__": 13,
-    "__init__": 14,
+    "draining": 10,
+    "dispatcher": 11,
+    "testing": 12,
+    "demo": 13,
+    "__main__": 14,
+    "__init__": 15,
 }
 
 PURE = ("errors", "core.", "codec", "signing")

@@ -30,6 +30,7 @@ MODULES = [
     "callbackq.stores.sharded",
     "callbackq.testing",
     "callbackq.testing.history",
+    "callbackq.testing.simulation",
     "callbackq.transport",
 ]
 

@@ -82,6 +82,9 @@ SHOWN = {
     "stores.sqlite.storing._Queue": ["head"],
     "testing.history.Arrival": ["callback_id", "queue_id"],
     "testing.history.Violation": ["callback_id", "detail"],
+    "testing.simulation.ledger.Account": ["id"],
+    "testing.simulation.scenario.PlannedCallback": ["queue"],
+    "testing.simulation.world.Entry": ["about", "detail"],
 }
 """Ids and names. They are shown, escaped."""
 
@@ -101,6 +104,11 @@ OURS = {
     "stores.postgres.transaction.Statement": ["text", "values"],
     "targets.TargetPolicy": ["allow", "deny"],
     "testing.history.Violation": ["rule"],
+    "testing.simulation.campaign.Tally": ["counts", "failed"],
+    "testing.simulation.run.Report": ["counts"],
+    "testing.simulation.scenario.Fault": ["call"],
+    "testing.simulation.scenario.Scenario": ["store"],
+    "testing.simulation.world.Entry": ["who", "what"],
     "transport.request.RequestWriter": ["user_agent"],
 }
 """Our own words, those of the operator, and hosts."""
@@ -109,6 +117,7 @@ MODELS = {
     "stores.memory._Callback": ["entry"],
     "stores.memory._Mailing": ["entry"],
     "stores.sqlite.groupcommit.Ticket": ["result"],
+    "testing.simulation.ledger.Account": ["recorded"],
 }
 """Containers of others that are listed."""
 

@@ -24,6 +24,7 @@ from callbackq.clock import Clock, SystemClock
 from callbackq.core.validation import refuse
 from callbackq.core.verdict import ResponsePolicy
 from callbackq.dataaccess import DataAccess, SupportsNotifications
+from callbackq.draining import Drain, StopReport
 from callbackq.engine import Engine
 from callbackq.errors import DispatcherStateError, InvalidRequestError
 from callbackq.events import EventKind, LoggingObserver, Observer
@@ -42,36 +43,18 @@ _log = logging.getLogger("callbackq")
 
 # Threads for a transport that blocks: enough to wait on many receivers, few enough to be cheap.
 _BLOCKING_THREADS: Final = 32
-# After requests were interrupted, how long their outcomes may take to be recorded.
-_INTERRUPT_GRACE_SECONDS: Final = 2.0
-# How long a stop waits for one more call of the store, which may hang.
-_STORE_GRACE_SECONDS: Final = 10.0
+# How long `stop` waits beyond its timeout: for what was interrupted to be recorded, and for one more call of the store,
+# which may hang.
+_STOP_GRACE_SECONDS: Final = 12.0
 _STOP_TIMEOUT: Final = timedelta(seconds=20)
 # How long to rest after an exception that nobody foresaw.
 _FAULT_REST_SECONDS: Final = 1.0
+# A drain whose time is up has to go on, but not to spin, after such an exception.
+_SHORTEST_DRAIN_REST_SECONDS: Final = 0.1
 # What threading can wait for on every platform is about as long.
 _LONGEST_WAIT_SECONDS: Final = 1e6
 # How long a stop waits for an e-mail that is being sent.
 _OUTBOX_GRACE: Final = timedelta(seconds=1)
-
-
-@frozen(kw_only=True)
-class StopReport:
-    """
-    What became of the callbacks a dispatcher held when it was stopped.
-
-    Attributes:
-        finished: attempts that ended by themselves during the stop, and were recorded.
-        released: locks given back; nothing had been sent.
-        interrupted: attempts that were ended by the stop, recorded and not counted as retries.
-        unrecorded: callbacks of which nothing could be recorded: the store would not take it, or a request could
-            not be ended. Their locks time out, and they are sent again.
-    """
-
-    finished: int
-    released: int
-    interrupted: int
-    unrecorded: int
 
 
 @frozen(kw_only=True)
@@ -262,7 +245,7 @@ class Dispatcher:
             What became of the callbacks it held.
         """
         self.request_stop(timeout)
-        longest = _seconds(timeout) + _INTERRUPT_GRACE_SECONDS + _STORE_GRACE_SECONDS
+        longest = _seconds(timeout) + _STOP_GRACE_SECONDS
         if self._stop_while_beginning is not None and self._mutex.acquire(timeout=longest):
             self._mutex.release()  # the store was being opened, in another thread; now it is
         life = self._life
@@ -296,7 +279,7 @@ class Dispatcher:
         try:
             self._reporter.dispatcher(EventKind.STARTED)
             while not idle and not life.is_stopping and self._clock.monotonic() < until:
-                self._turn(life, longest=until - self._clock.monotonic())
+                self._turn(life, life.engine.step, longest=until - self._clock.monotonic())
                 idle = life.engine.is_idle()
             while idle and self._outbox is not None and not life.is_stopping and self._clock.monotonic() < until:
                 if self._outbox.step() > 0:
@@ -393,14 +376,22 @@ class Dispatcher:
             # Told in this thread: an observer that stops the dispatcher at once must not wait for itself.
             self._reporter.dispatcher(EventKind.STARTED)
             while not life.is_stopping:
-                self._turn(life)
+                self._turn(life, life.engine.step)
         finally:
             self._end(life)
 
-    def _turn(self, life: _Life, *, draining: bool = False, longest: float = float("inf")) -> None:
-        """Step, then rest for as long as the engine says, and *longest* seconds at most."""
+    def _turn(self, life: _Life, step: Callable[[], float | None], *, longest: float = float("inf")) -> bool:
+        """
+        Step, then rest for as long as that says, and *longest* seconds at most.
+
+        Returns:
+            Whether there is more to do: the step named a time.
+        """
         try:
-            life.engine.rest(min(life.engine.step(draining=draining), longest))
+            wait = step()
+            if wait is None:
+                return False
+            life.engine.rest(min(wait, longest))
         except BaseException as error:
             # The last line of defence: a fault of our own, or a store on asyncio that is cancelled, must not end
             # deliveries while the process looks healthy. In the host's own thread the host's exceptions pass.
@@ -408,6 +399,7 @@ class Dispatcher:
                 raise
             log_fault(_log, "a dispatcher's step failed; going on", error)
             life.ended.wait(min(self._settings.poll_interval.total_seconds(), longest, _FAULT_REST_SECONDS))
+        return True
 
     def _end(self, life: _Life) -> None:
         self._last_report = StopReport(finished=0, released=0, interrupted=0, unrecorded=life.engine.busy)
@@ -439,23 +431,14 @@ class Dispatcher:
             yield partial(self._outbox.stop, _OUTBOX_GRACE)
 
     def _drain(self, life: _Life) -> StopReport:
-        engine, recorder = life.engine, life.engine.recorder
-        finished, released, interrupted = recorder.finished, recorder.released, recorder.interrupted
-        self._turn(life, draining=True, longest=0.0)
-        while engine.busy and (left := life.stops_at - self._clock.monotonic()) > 0:
-            self._turn(life, draining=True, longest=left)
-        if engine.busy:
-            engine.interrupt()
-            # Real time, whatever the clock: threads are handing over their last outcomes.
-            grace = time.monotonic() + _INTERRUPT_GRACE_SECONDS
-            while engine.busy and time.monotonic() < grace:
-                self._turn(life, draining=True, longest=0.1)
-        return StopReport(
-            finished=recorder.finished - finished,
-            released=recorder.released - released,
-            interrupted=recorder.interrupted - interrupted,
-            unrecorded=engine.busy,
-        )
+        drain = Drain(life.engine, clock=self._clock, grace=time.monotonic)
+        while self._turn(
+            life,
+            lambda: drain.step(life.stops_at),
+            longest=max(life.stops_at - self._clock.monotonic(), _SHORTEST_DRAIN_REST_SECONDS),
+        ):
+            pass
+        return drain.report()
 
     def _wake_outbox(self) -> None:
         if self._outbox is not None:

@@ -105,6 +105,8 @@ class Engine:
         self._look_at = self.polled_at
         # Clock reading up to which callbacks that were due may have been put off.
         self._parked_until = self.polled_at
+        # Clock reading of the next look for attempts that never end.
+        self._look_for_overstaying_at = self.polled_at
         self._acquiring = Rest(longest=_LONGEST_REST_SECONDS)
         self._sending = Rest(longest=_LONGEST_REST_SECONDS)
 
@@ -143,6 +145,7 @@ class Engine:
                 self.recorder.release(slot)
         self._take_all()
         self._park_those_who_stand_too_long()
+        self._end_those_who_overstay()
         for line in self.recorder.ready_lines(self._clock.monotonic()):
             self._with_store(line.rest, partial(self._write, line), is_struggling=line.is_struggling)
         wait = self._acquire_and_send(draining=draining)
@@ -282,19 +285,36 @@ class Engine:
         )
 
     def _renew(self, slots: list[Slot], ends_at: float) -> None:
-        overstayed = []
         for slot in slots:
             delivery = slot.delivery
-            if delivery is None:
-                continue  # its result, or its release, waits to be written, by the new lock now
-            if not self._hosts.is_under_way(slot.host, slot):
+            # Without one, its result or its release waits to be written, by the new lock now.
+            if delivery is not None and not self._hosts.is_under_way(slot.host, slot):
                 slot.delivery = evolve(delivery, token=slot.acquired.lock.token, ends_at=ends_at)
-            elif delivery.ends_at + self._lock_seconds < self._clock.monotonic():
-                overstayed.append(slot)
-        # A transport that overstays a whole lock beyond its end has broken its promise for good. Last, because ending
-        # one lets the next in its line begin.
-        for slot in overstayed:
-            self._end_delivery(slot, self._judge.no_answer(AttemptFailure.TIMEOUT, "the transport never ended it"))
+
+    def _end_those_who_overstay(self) -> None:
+        """
+        Give up attempts that go on a whole lock beyond their end: their transport has broken its promise for good.
+
+        They would hold their slots, and their places at a host, for ever. Not at the first sight: when this process
+        stood still, its transport did so, too, and may have more to say.
+        """
+        now = self._clock.monotonic()
+        if now < self._look_for_overstaying_at:
+            return
+        self._look_for_overstaying_at = now + self._lock_seconds / 4
+        # All are found before one is ended: that lets the next in its line begin.
+        overstaying = [slot for slot in self._slots.values() if self._overstays(slot, now)]
+        for slot in overstaying:
+            if slot.is_overdue:
+                no_answer = self._judge.no_answer(AttemptFailure.TIMEOUT, "the transport never ended it")
+                self._end_delivery(slot, no_answer)
+            slot.is_overdue = True
+
+    def _overstays(self, slot: Slot, now: float) -> bool:
+        delivery = slot.delivery
+        if delivery is None or delivery.ends_at + self._lock_seconds >= now:
+            return False
+        return self._hosts.is_under_way(slot.host, slot)
 
     def _take_in(self, acquired: Acquired, ends_at: float) -> None:
         slot = self._slots[acquired.id] = Slot(acquired=acquired)

@@ -52,6 +52,7 @@ class Slot:
         was_refused: the store has refused it by itself.
         tries_alone: how often the store refused its result while it took others.
         refused_at: how much the store had taken when it refused it last.
+        is_overdue: its attempt has been seen to go on far beyond its end.
     """
 
     acquired: Acquired
@@ -64,6 +65,7 @@ class Slot:
     was_refused: bool = False
     tries_alone: int = 0
     refused_at: int | None = None
+    is_overdue: bool = False
 
 
 @mutable

@@ -288,6 +288,29 @@ def test_an_outage_shorter_than_a_lock_makes_no_duplicate_on_another_machine(
     assert (len(first.deliveries), len(second.deliveries)) == (1, 0)
 
 
+def test_attempts_that_never_end_do_not_take_all_slots_for_ever(
+    store: InMemoryDataAccess, clock: FakeClock, witness: Witness
+) -> None:
+    class Forgetful:
+        forgets = True
+
+        def submit(self, delivery: Delivery, done: Callable[[object], None]) -> None:
+            if not self.forgets:
+                done(Answer(status_code=200, time=clock.now(), duration=timedelta(0)))
+
+        def interrupt(self, deliveries: object) -> None: ...
+
+    sender = Forgetful()
+    engine = an_engine(store, sender, clock, witness, concurrency=2, host_concurrency=2)  # type: ignore[arg-type]
+    ids = [store.store_callback_request(a_request()).id for _ in range(3)]
+    engine.step()
+    sender.forgets = False
+
+    drive(engine, clock, until=lambda: store.get_callback_status(ids[2]).success)
+
+    assert [store.get_callback_status(id).attempts[0].failure for id in ids[:2]] == [AttemptFailure.TIMEOUT] * 2
+
+
 def test_a_release_the_store_can_never_take_holds_up_no_other(clock: FakeClock, witness: Witness) -> None:
     class Picky(InMemoryDataAccess):
         def release_locks(self, locks: Any) -> Any:

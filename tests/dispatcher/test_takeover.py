@@ -193,11 +193,8 @@ def test_callbacks_in_line_are_sent_under_their_new_locks_after_the_store_stood_
     drive(engine, clock, until=answer_all)
 
     statuses = [store.get_callback_status(id) for id in ids]
-    assert [status.state for status in statuses] == [
-        CallbackState.FAILED,  # under way for a minute longer than its lock: it ended as a timeout
-        CallbackState.SUCCEEDED,
-        CallbackState.SUCCEEDED,
-    ]
+    # Also the first, of which nothing had been sent yet when the transport was asked at last.
+    assert [status.state for status in statuses] == [CallbackState.SUCCEEDED] * 3
     assert [len(status.attempts) for status in statuses] == [1, 1, 1]
 
 

@@ -165,3 +165,30 @@ def test_a_request_whose_lock_was_abandoned_uses_up_no_retry_and_needs_no_delay(
     locks = (lock(1, 0, 0.05, completed=False), lock(2, 0.1, 0.2), lock(8, 1, 1.5))
 
     assert judge([*first, *CLEAN_ARRIVALS[2:]], replaced(CLEAN_STATUSES, 0, locks=locks)).ok
+
+
+def test_a_callback_that_was_redelivered_has_its_retries_anew() -> None:
+    again = {
+        "arrivals": [*CLEAN_ARRIVALS[:2], arrival("a", 1, 9, 1.2, None), *CLEAN_ARRIVALS[2:]],
+        "statuses": replaced(CLEAN_STATUSES, 0, locks=(lock(1, 0, 0.5), lock(2, 1, 1.1), lock(9, 1.2, 1.3))),
+    }
+
+    def broken(redelivered: list[str]) -> dict[str, int]:
+        ids = ("a", "b", "c", "d")
+        return History(**again, acknowledged=ids, redelivered=redelivered).judge().broken()  # type: ignore[arg-type]
+
+    assert broken([]) == {"too many": 1}
+    assert broken(["a"]) == {}
+    assert broken(["b"]) == {"too many": 1}
+
+
+def test_a_copy_of_a_dispatcher_that_stood_still_at_the_first_byte_is_not_judged_by_its_order() -> None:
+    stale = [*CLEAN_ARRIVALS, arrival("a", 1, 1, 5.0, None)]
+
+    def broken(tokens: list[int]) -> dict[str, int]:
+        ids = ("a", "b", "c", "d")
+        return History(stale, CLEAN_STATUSES, acknowledged=ids, stale_tokens=tokens).judge().broken()
+
+    assert broken([]) == {"token order": 1, "stale": 1, "too many": 1}
+    assert broken([1]) == {}
+    assert broken([4]) == broken([])

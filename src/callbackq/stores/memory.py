@@ -147,12 +147,14 @@ class InMemoryDataAccess(DataAccess, SupportsNotifications, SupportsListing, Sup
         check_arguments(machine_name=machine_name, lock_timeout=lock_timeout, limit=limit)
         acquired: list[Acquired] = []
         with self._step() as now:
-            lock = CallbackLock(acquired=now, timeout=now + lock_timeout, machine_name=machine_name)
             while len(acquired) < limit and (callback := self._heads.pop_due(now)):
                 if callback.state is CallbackState.LOCKED:
                     self._abandon_lock(callback, now)
                 if callback.state.is_open:
-                    acquired.append(self._lock(callback, evolve(lock, token=self._new_token())))
+                    lock = CallbackLock(
+                        acquired=now, timeout=now + lock_timeout, machine_name=machine_name, token=self._new_token()
+                    )
+                    acquired.append(self._lock(callback, lock))
         return acquired
 
     def release_lock(self, acquired: Acquired, *, delay: timedelta = timedelta(0)) -> Transition:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import accumulate, pairwise
 from typing import Final
@@ -130,6 +130,9 @@ class History:
         acknowledged: ids for which `DataAccess.store_callback_request` returned.
         duplicates_bound: callbacks that were in flight when a dispatcher was killed or frozen, summed over all
             kills. 0 for a run without any.
+        redelivered: ids of callbacks that somebody had redelivered: their retries began anew, so they aren't counted.
+        stale_tokens: of requests whose dispatcher stood still between its last look at the clock and the first byte,
+            until its lock had timed out. No design rules that out; their order isn't judged.
     """
 
     def __init__(
@@ -139,8 +142,12 @@ class History:
         *,
         acknowledged: Iterable[str],
         duplicates_bound: int = 0,
+        redelivered: Collection[str] = (),
+        stale_tokens: Collection[int] = (),
     ) -> None:
         self._arrivals = sorted(arrivals, key=lambda arrival: arrival.started)
+        self._redelivered = frozenset(redelivered)
+        self._stale_tokens = frozenset(stale_tokens)
         self._statuses = {status.id: status for status in statuses}
         self._acknowledged = list(acknowledged)
         self._bound = duplicates_bound
@@ -157,7 +164,7 @@ class History:
             self._judge_callback(id, arrivals)
         queues: dict[str, list[Arrival]] = defaultdict(list)
         for arrival in self._arrivals:
-            if arrival.queue_id:
+            if arrival.queue_id and arrival.token not in self._stale_tokens:
                 queues[arrival.queue_id].append(arrival)
         for queue_arrivals in queues.values():
             self._judge_queue(queue_arrivals)
@@ -195,13 +202,14 @@ class History:
         for arrival in arrivals:
             if arrival.token not in tokens:
                 self._break("unrecorded", id, f"a request with token {arrival.token}, of which no lock is recorded")
-            if arrival.token <= last_token:
+            if arrival.token <= last_token and arrival.token not in self._stale_tokens:
                 self._break("token order", id, f"token {arrival.token} after {last_token}")
             last_token = max(last_token, arrival.token)
-        if status is not None:
+        if status is not None and id not in self._redelivered:
             self._judge_retries(status, arrivals)
 
     def _judge_retries(self, status: CallbackStatus, arrivals: list[Arrival]) -> None:
+        arrivals = [arrival for arrival in arrivals if arrival.token not in self._stale_tokens]
         # What a stop interrupted is not counted, and due again at once; the record doesn't say which request it was.
         interrupted = sum(attempt.failure is AttemptFailure.INTERRUPTED for attempt in status.attempts)
         completed = {lock.token for lock in status.locks if lock.completed}

@@ -81,6 +81,13 @@ class Holders:
             if own is not None:
                 own.end()
 
+    def die(self) -> None:
+        """Give the lock up and leave the file, as the death of the process does."""
+        with _OWN_MUTEX:
+            own, self._own = self._own, None
+            if own is not None:
+                own.die()
+
     def find_dead(self, holders: Iterable[int]) -> list[DeadHolder]:
         """Try the locks of all that aren't of this process. A file that is missing proves nothing."""
         if not _HAS_RECORD_LOCKS:  # pragma: no cover - not POSIX
@@ -140,6 +147,10 @@ class _SignOfLife:
         if self.pid == os.getpid():
             with suppress(OSError):
                 self.path.unlink()
+        self.die()
+
+    def die(self) -> None:
+        if self.pid == os.getpid():
             _OWN.discard((self.pid, self.path))
         # In a forked child this closes the child's descriptor only: the parent's lock is the parent's.
         os.close(self.descriptor)

@@ -158,6 +158,11 @@ class SQLiteDataAccess(
             self._holders.end()
         self._database.close()
 
+    def _end_as_if_killed(self) -> None:
+        """End as the death of the process does, with nothing told to others. For simulations."""
+        self._holders.die()
+        self._database.close()
+
     def now(self) -> datetime:
         self._database.open()
         return instant(self._time.now_us())

@@ -1,0 +1,557 @@
+"""
+What must be true, kept beside the store and judged at every step.
+
+The ledger knows what was committed, what reached the receivers and what they answered. From these alone, and the
+contract's words, it works out what each callback must be, and compares. It imports none of the code that decides.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from attrs import evolve, field, mutable
+
+from callbackq.core.delivery import Answer, NotSent
+from callbackq.core.lifecycle import Action, Transition
+from callbackq.core.models import AttemptFailure, CallbackRequest, CallbackState, CallbackStatus, FailedReason
+from callbackq.dataaccess import Acquired, AttemptRecord, Notification
+from callbackq.errors import IllegalTransitionError, LockLostError
+from callbackq.testing.history import Arrival, Violation
+from callbackq.testing.simulation.world import Actor
+
+__all__ = ["RULES", "Account", "Ledger"]
+
+RULES: Final = {
+    "number": "a stored callback has the next number of its queue",
+    "not the head": "only the head of a queue is locked",
+    "not due": "nothing is locked before it is due",
+    "live lock": "nothing is locked while a lock on it is live",
+    "token": "tokens of a callback rise",
+    "lease": "a lock lives as long as it was asked for",
+    "counts": "attempts and abandoned locks are counted as the contract says",
+    "passed over": "whoever asks for locks gets what is due",
+    "fencing": "a stale token changes nothing and is told so",
+    "verdict": "what is recorded follows from what the receiver answered",
+    "settled": "what was asked or learnt under a lock applies when it ends",
+    "operator": "an operator's wish does what the table of states says",
+    "purge": "only finished callbacks are forgotten",
+    "sent without a lock": "a request starts under the live lock of its queue's head",
+    "sent again": "nothing is sent again that was accepted, without a kill, freeze or lost answer",
+    "parked": "what was not sent is due again within a bounded time",
+    "e-mail lost": "each final failure that owes an e-mail is told",
+    "e-mail repeated": "an e-mail is sent once, without a kill or fault",
+    "e-mail too soon": "an address is left alone for the interval",
+    "state": "the store's final dump agrees with what was committed",
+    "stuck": "when nothing goes wrong any more, everything ends",
+    "raised": "no step of a dispatcher raises",
+}
+"""What the ledger judges, beside the rules of `callbackq.testing.history`."""
+
+_OPEN: Final = (CallbackState.WAITING, CallbackState.LOCKED)
+# The stores on SQL databases count in whole microseconds.
+_ROUNDING_US: Final = 2
+_ENOUGH: Final = 20
+_LONGEST_PARKING_US: Final = 60_000_000
+_HOUR_US: Final = 3_600_000_000
+
+
+@mutable(eq=False)
+class Account:
+    """What one callback must be."""
+
+    id: str
+    request: CallbackRequest
+    sequence: int
+    due_us: int
+    state: CallbackState = CallbackState.WAITING
+    token: int = 0
+    tokens: list[int] = field(factory=list)
+    timeout_us: int = 0
+    holder: Actor | None = None
+    attempts_made: int = 0
+    abandoned: int = 0
+    attempts: int = 0
+    accepted_late: bool = False
+    cancel_requested: bool = False
+    holds: bool = False
+    failed_reason: FailedReason | None = None
+    recorded: dict[int, CallbackState] = field(factory=dict)
+    late: set[int] = field(factory=set)
+    debts: int = 0
+    finished_us: int = 0
+    redeliveries: int = 0
+    accepted_tokens: list[int] = field(factory=list)
+    was_purged: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        return self.state in _OPEN
+
+
+class Ledger:
+    """
+    Watch a run.
+
+    Args:
+        now_us: the world's time.
+        lock_timeout_us: of all dispatchers.
+        max_abandoned: of all dispatchers.
+        jitter: the greatest of all dispatchers.
+        interval_us: how long an address is left alone after an e-mail.
+        may_be_taken: whether a holder is known to be dead, so that its live locks may be taken over.
+        is_excused: whether something happened to the request under a token for which the contract allows another.
+        give_up: called when so much is broken that nothing more can be learnt.
+    """
+
+    def __init__(
+        self,
+        now_us: Callable[[], int],
+        *,
+        lock_timeout_us: int,
+        max_abandoned: int,
+        jitter: float,
+        interval_us: int,
+        may_be_taken: Callable[[Actor | None], bool],
+        is_excused: Callable[[int], bool],
+        give_up: Callable[[], None],
+    ) -> None:
+        self._give_up = give_up
+        self._now_us = now_us
+        self._lock_timeout_us = lock_timeout_us
+        self._max_abandoned = max_abandoned
+        self._jitter = jitter
+        self._interval_us = interval_us
+        self._may_be_taken = may_be_taken
+        self._is_excused = is_excused
+        self.accounts: dict[str, Account] = {}
+        self._queues: dict[str, list[Account]] = defaultdict(list)
+        self._last_number: dict[str, int] = defaultdict(int)
+        self.acknowledged: set[str] = set()
+        self.arrivals: list[Arrival] = []
+        self.stale_tokens: set[int] = set()
+        # The machine was rebooted with another wall time, and across reboots there is nothing else to go by.
+        self.time_has_jumped = False
+        self.violations: list[Violation] = []
+        self._holders: dict[int, tuple[Actor, int]] = {}
+        self._outcomes: dict[tuple[Actor, str], object] = {}
+        self._failures_owed: dict[str, int] = defaultdict(int)
+        self._failures_told: dict[str, int] = defaultdict(int)
+        self._leases: dict[tuple[str, str], int] = {}
+        self._lease_of: dict[Actor, tuple[Notification, int]] = {}
+        self._mails: dict[int, tuple[Actor, int]] = {}
+        self._mails_excused: dict[int, int] = defaultdict(int)
+        self._quiet_until_us: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def break_rule(self, rule: str, id: str, detail: str) -> None:
+        """Note a broken promise."""
+        self.violations.append(Violation(rule=rule, callback_id=id, detail=detail))
+        if len(self.violations) >= _ENOUGH:
+            self._give_up()
+
+    # What the application stored.
+
+    def stored(self, requests: Sequence[tuple[str, CallbackRequest]], statuses: Sequence[CallbackStatus]) -> None:
+        """Callbacks were committed, in this order."""
+        for (id, request), status in zip(requests, statuses, strict=True):
+            account = self.accounts.get(id)
+            if account is None or account.was_purged:
+                number = self._number(request.queue_id)
+                account = self.accounts[id] = Account(id, request, number, self._now_us())
+                self._queues[request.queue_id or f"\0{id}"].append(account)
+                if status.sequence != number:
+                    self.break_rule("number", id, f"number {status.sequence} where {number} is next")
+            if status.id != id or status.sequence != account.sequence:
+                self.break_rule("number", id, f"repeated, it has number {status.sequence}, not {account.sequence}")
+
+    def _number(self, queue_id: str) -> int:
+        if not queue_id:
+            return 1
+        self._last_number[queue_id] += 1
+        return self._last_number[queue_id]
+
+    # Locks.
+
+    def acquired(self, holder: Actor, limit: int, found: Sequence[Acquired], end_states: Callable[[str], None]) -> None:
+        """Locks were committed."""
+        now = self._now_us()
+        taken = {one.id for one in found}
+        self._end_those_that_need_no_sending(now, taken, end_states)
+        if len(found) > limit:
+            self.break_rule("lease", found[0].id, f"{len(found)} locks where {limit} were asked for")
+        for one in found:
+            self._take(self.accounts[one.id], one, holder, now)
+        if len(found) < limit and not self.time_has_jumped:
+            for queue in self._queues.values():
+                head = self._head(queue)
+                if head is not None and head.id not in taken and self._is_due(head, now):
+                    self.break_rule("passed over", head.id, "it is due and at the head, and was not locked")
+
+    def _is_due(self, account: Account, now: int) -> bool:
+        if account.state is CallbackState.WAITING:
+            return account.due_us <= now - _ROUNDING_US
+        return account.state is CallbackState.LOCKED and account.timeout_us <= now - _ROUNDING_US
+
+    def _end_those_that_need_no_sending(self, now: int, taken: set[str], end_states: Callable[[str], None]) -> None:
+        # A lock that timed out with a cancel or a late acceptance under it ends the callback in passing.
+        for account in self.accounts.values():
+            is_over = account.timeout_us <= now + _ROUNDING_US or self._may_be_taken(account.holder)
+            ends = account.accepted_late or account.cancel_requested
+            if account.state is CallbackState.LOCKED and is_over and ends and not account.was_purged:
+                if account.id in taken:
+                    self.break_rule("settled", account.id, "locked again, though cancelled or accepted under its lock")
+                end_states(account.id)
+
+    def passed(self, id: str, status: CallbackStatus) -> None:
+        """A lock that timed out may have ended its callback, which has *status* now."""
+        account = self.accounts[id]
+        if status.state is CallbackState.LOCKED:
+            return
+        expected = CallbackState.SUCCEEDED if account.accepted_late else CallbackState.CANCELLED
+        if status.state is not expected:
+            self.break_rule("settled", id, f"{status.state.value} where it must be {expected.value}")
+        account.abandoned += 1
+        self._finish(account, status.state)
+
+    def _take(self, account: Account, one: Acquired, holder: Actor, now: int) -> None:
+        if not account.is_open or account.was_purged:
+            self.break_rule("state", one.id, f"locked while {account.state.value}")
+        head = self._head(self._queues[account.request.queue_id or f"\0{account.id}"])
+        if head is not account:
+            self.break_rule("not the head", one.id, f"locked before {head.id if head else 'nothing'}")
+        if account.state is CallbackState.LOCKED:
+            if account.timeout_us > now + _ROUNDING_US and not self._may_be_taken(account.holder):
+                self.break_rule("live lock", one.id, f"{(account.timeout_us - now) / 1e6:.3f} s before it times out")
+            account.abandoned += 1
+        elif account.due_us > now + _ROUNDING_US and not self.time_has_jumped:
+            self.break_rule("not due", one.id, f"{(account.due_us - now) / 1e6:.3f} s too early")
+        token = one.lock.token
+        if account.tokens and token <= account.tokens[-1]:
+            self.break_rule("token", one.id, f"{token} after {account.tokens[-1]}")
+        lease_us = round((one.lock.timeout - one.lock.acquired).total_seconds() * 1e6)
+        if abs(lease_us - self._lock_timeout_us) > _ROUNDING_US:
+            self.break_rule("lease", one.id, f"{lease_us / 1e6} s")
+        if (one.attempts_made, one.abandoned, one.sequence) != (
+            account.attempts_made,
+            account.abandoned,
+            account.sequence,
+        ):
+            self.break_rule(
+                "counts",
+                one.id,
+                f"{one.attempts_made} attempts, {one.abandoned} abandoned, number {one.sequence}; rightly "
+                f"{account.attempts_made}, {account.abandoned}, {account.sequence}",
+            )
+        account.state = CallbackState.LOCKED
+        account.token = token
+        account.tokens.append(token)
+        account.timeout_us = now + self._lock_timeout_us
+        account.holder = holder
+        self._holders[token] = (holder, holder.hindered_us)
+
+    def holder_of(self, token: int) -> tuple[Actor, int]:
+        """Say who was given a token, and how long it had been hindered by then, in microseconds."""
+        return self._holders[token]
+
+    def _head(self, queue: list[Account]) -> Account | None:
+        blocking = (one for one in queue if (one.is_open or one.holds) and not one.was_purged)
+        return min(blocking, key=lambda one: one.sequence, default=None)
+
+    def told(self, holder: Actor, id: str, outcome: object) -> None:
+        """A dispatcher's transport told what came of an attempt."""
+        self._outcomes[holder, id] = outcome
+
+    def recorded(self, holder: Actor, record: AttemptRecord, result: Transition | LockLostError) -> None:
+        """The end of a lock was committed, or refused."""
+        id, token = record.acquired.id, record.acquired.lock.token
+        account = self.accounts[id]
+        wanted = record.transition
+        if account.state is CallbackState.LOCKED and account.token == token and not account.was_purged:
+            self._judge_verdict(holder, account, record)
+            if isinstance(result, LockLostError):
+                self.break_rule("fencing", id, f"token {token} is the newest, and was refused")
+                return
+            self._apply(account, wanted, result, is_result=True)
+            account.recorded[token] = result.state
+            if record.attempt is not None:
+                account.attempts += 1
+            return
+        if token in account.recorded:
+            if isinstance(result, LockLostError) or result.state is not account.recorded[token]:
+                self.break_rule("fencing", id, "a repeated record is not answered as the first")
+            return
+        if not isinstance(result, LockLostError):
+            self.break_rule("fencing", id, f"token {token} was taken, though {account.token} is the newest")
+            return
+        if account.was_purged or token not in account.tokens:
+            return
+        if record.attempt is not None and token not in account.late:
+            account.late.add(token)
+            account.attempts += 1
+        account.accepted_late = account.accepted_late or wanted.state is CallbackState.SUCCEEDED
+
+    def released(self, acquired: Acquired, delay_us: int, result: Transition | LockLostError) -> None:
+        """A lock was given back, or that was refused."""
+        account = self.accounts[acquired.id]
+        token = acquired.lock.token
+        if account.state is CallbackState.LOCKED and account.token == token and not account.was_purged:
+            if isinstance(result, LockLostError):
+                self.break_rule("fencing", account.id, f"token {token} is the newest, and was refused")
+                return
+            if delay_us > _LONGEST_PARKING_US:
+                self.break_rule("parked", account.id, f"given back for {delay_us / 1e6:.1f} s")
+            self._apply(account, Transition(state=CallbackState.WAITING), result, is_result=False, delay_us=delay_us)
+        elif not isinstance(result, LockLostError):
+            self.break_rule("fencing", account.id, f"stale token {token} gave back the lock {account.token}")
+
+    def _apply(
+        self, account: Account, wanted: Transition, result: Transition, *, is_result: bool, delay_us: int | None = None
+    ) -> None:
+        state = wanted.state
+        if state is not CallbackState.SUCCEEDED and account.accepted_late:
+            state = CallbackState.SUCCEEDED
+        elif state is not CallbackState.SUCCEEDED and account.cancel_requested:
+            state = CallbackState.CANCELLED
+        if result.state is not state:
+            self.break_rule("settled", account.id, f"{result.state.value} where it must be {state.value}")
+        account.attempts_made += wanted.counted
+        if is_result:
+            account.abandoned = 0
+        if state is CallbackState.WAITING:
+            account.state = state
+            wait = round(wanted.delay.total_seconds() * 1e6) if delay_us is None else delay_us
+            account.due_us = self._now_us() + wait
+            return
+        if state is CallbackState.FAILED:
+            account.failed_reason = wanted.failed_reason
+            account.holds = wanted.hold
+            if wanted.notify:
+                account.debts += 1
+                self._failures_owed[account.id] += 1
+        self._finish(account, state)
+
+    def _finish(self, account: Account, state: CallbackState) -> None:
+        account.state = state
+        if state is not CallbackState.FAILED:
+            account.failed_reason = None
+        account.finished_us = self._now_us()
+
+    def _judge_verdict(self, holder: Actor, account: Account, record: AttemptRecord) -> None:
+        wanted, attempt = record.transition, record.attempt
+        if attempt is None:
+            right = account.abandoned >= self._max_abandoned and wanted.failed_reason is FailedReason.ABANDONED
+            if not right or wanted.state is not CallbackState.FAILED or wanted.counted:
+                self.break_rule("verdict", account.id, f"ended unsent after {account.abandoned} abandoned locks")
+            self._judge_failure(account, wanted)
+            return
+        outcome = self._outcomes.get((holder, account.id))
+        if isinstance(outcome, NotSent):
+            self.break_rule("verdict", account.id, "recorded as an attempt, though nothing was sent")
+            return
+        status, failure = attempt.status_code, attempt.failure
+        if isinstance(outcome, Answer) and failure is not AttemptFailure.TIMEOUT:
+            if (status, failure) != (outcome.status_code, outcome.failure):
+                self.break_rule("verdict", account.id, f"{status} {failure} recorded, not {outcome.status_code}")
+            status, failure = outcome.status_code, outcome.failure
+        self._judge_transition(account, wanted, status, failure, outcome)
+
+    def _judge_transition(
+        self,
+        account: Account,
+        wanted: Transition,
+        status: int,
+        failure: AttemptFailure | None,
+        outcome: object,
+    ) -> None:
+        phase = account.request.retry_phases[0] if account.request.retry_phases else None
+        is_last = phase is None or account.attempts_made >= phase.retries
+        if failure is AttemptFailure.INTERRUPTED:
+            if wanted.state is not CallbackState.WAITING or wanted.counted or wanted.delay:
+                self.break_rule("verdict", account.id, "an interrupted attempt must count as none, and be due at once")
+        elif 200 <= status <= 299:
+            if wanted.state is not CallbackState.SUCCEEDED:
+                self.break_rule("verdict", account.id, f"{wanted.state.value} after {status}")
+        elif status == 410 or is_last or phase is None:
+            reason = FailedReason.REFUSED if status == 410 else FailedReason.EXHAUSTED
+            if wanted.state is not CallbackState.FAILED or wanted.failed_reason is not reason or not wanted.counted:
+                self.break_rule("verdict", account.id, f"{wanted.state.value} after the last attempt")
+            self._judge_failure(account, wanted)
+        else:
+            asked = outcome.response.headers.get("Retry-After") if isinstance(outcome, Answer) else None
+            self._judge_retry(account, wanted, round(phase.delay.total_seconds() * 1e6), asked)
+
+    def _judge_retry(self, account: Account, wanted: Transition, least_us: int, asked: str | None) -> None:
+        if asked is not None:
+            least_us = max(least_us, min(int(asked) * 1_000_000, max(2 * least_us, _HOUR_US)))
+        delay_us = round(wanted.delay.total_seconds() * 1e6)
+        if wanted.state is not CallbackState.WAITING or not wanted.counted:
+            self.break_rule("verdict", account.id, f"{wanted.state.value} with retries left")
+        elif not least_us <= delay_us <= least_us * (1 + self._jitter) + 1:
+            self.break_rule("verdict", account.id, f"retried after {delay_us / 1e6} s instead of {least_us / 1e6} s")
+
+    def _judge_failure(self, account: Account, wanted: Transition) -> None:
+        if wanted.hold != (account.request.on_exhausted == "hold"):
+            self.break_rule("verdict", account.id, "its queue is not as it wishes")
+        if wanted.notify != bool(account.request.notification_email_address):
+            self.break_rule("verdict", account.id, "its e-mail is forgotten, or nobody wanted it")
+
+    # Operators.
+
+    def acted(self, action: Action, id: str, result: CallbackStatus | IllegalTransitionError) -> None:
+        """An operator's wish was committed, or refused."""
+        account = self.accounts[id]
+        holds = account.holds or not account.request.queue_id
+        failed = account.state is CallbackState.FAILED
+        if action is Action.CANCEL:
+            is_legal = account.is_open or (failed and holds)
+        else:
+            is_legal = failed and (holds or action is Action.REDELIVER)
+        if isinstance(result, IllegalTransitionError) or not is_legal:
+            if is_legal or not isinstance(result, IllegalTransitionError):
+                self.break_rule("operator", id, f"{action.value} while {account.state.value} was decided wrongly")
+            return
+        if action is Action.CANCEL:
+            lock_is_live = account.state is CallbackState.LOCKED and account.timeout_us > self._now_us()
+            if lock_is_live and result.state is CallbackState.LOCKED:
+                account.cancel_requested = True
+            elif result.state is CallbackState.CANCELLED and (not lock_is_live or self._may_be_taken(account.holder)):
+                account.holds = False
+                self._finish(account, CallbackState.CANCELLED)
+            else:
+                self.break_rule("operator", id, f"{result.state.value} after cancel")
+        elif action is Action.SKIP:
+            account.holds = False
+        else:
+            if not holds:
+                account.sequence = self._number(account.request.queue_id)
+            self._redeliver(account, result)
+
+    def _redeliver(self, account: Account, result: CallbackStatus) -> None:
+        account.state, account.due_us = CallbackState.WAITING, self._now_us()
+        account.attempts_made = account.abandoned = 0
+        account.holds, account.failed_reason = False, None
+        account.redeliveries += 1
+        account.accepted_tokens.clear()
+        if (result.state, result.sequence) != (CallbackState.WAITING, account.sequence):
+            self.break_rule("operator", account.id, f"number {result.sequence} after redelivery")
+
+    def purged(self, finished_for_us: int, gone: Iterable[str], count: int) -> None:
+        """Callbacks were forgotten."""
+        latest = self._now_us() - finished_for_us
+        names = list(gone)
+        for id in names:
+            account = self.accounts[id]
+            if account.is_open or account.holds or account.debts or account.finished_us > latest + _ROUNDING_US:
+                self.break_rule("purge", id, f"forgotten while {account.state.value}")
+            account.was_purged = True
+        if len(names) != count:
+            self.break_rule("purge", "", f"{count} were forgotten, says the store; {len(names)} are gone")
+
+    # Receivers.
+
+    def arrived(self, arrival: Arrival) -> int:
+        """A request reached its receiver. Returns its place among all arrivals."""
+        self.arrivals.append(arrival)
+        account = self.accounts[arrival.callback_id]
+        is_held = account.state is CallbackState.LOCKED and account.token == arrival.token
+        if not is_held or account.timeout_us < self._now_us():
+            if arrival.token not in self.stale_tokens:
+                self.break_rule(
+                    "sent without a lock",
+                    account.id,
+                    f"token {arrival.token} while {account.state.value}, token {account.token}",
+                )
+        elif account.abandoned >= self._max_abandoned:
+            self.break_rule("counts", account.id, f"sent after {account.abandoned} abandoned locks")
+        elif arrival.sequence != account.sequence:
+            self.break_rule("sent without a lock", account.id, f"with number {arrival.sequence}")
+        return len(self.arrivals) - 1
+
+    def accepted(self, place: int) -> None:
+        """A receiver accepted the request with this place among all arrivals."""
+        arrival = self.arrivals[place] = evolve(self.arrivals[place], accepted=self._now_us() / 1e6)
+        id, token = arrival.callback_id, arrival.token
+        account = self.accounts[id]
+        for earlier in account.accepted_tokens:
+            if not self._is_excused(earlier):
+                self.break_rule("sent again", id, f"accepted under token {earlier}, sent again under {token}")
+        account.accepted_tokens.append(token)
+
+    # E-mails.
+
+    def leased(self, holder: Actor, notifications: Sequence[Notification]) -> None:
+        """E-mails were leased."""
+        for one in notifications:
+            self._leases[one.email_address, one.queue_id] = one.token
+            self._lease_of[holder] = (one, holder.hindered_us)
+
+    def mailed(self, holder: Actor) -> None:
+        """The e-mail that *holder* has leased was accepted by the mail server."""
+        one, hindered_us = self._lease_of[holder]
+        about = one.callback_ids[0]
+        key = one.first_token
+        if (earlier := self._mails.get(key)) is None:
+            for id in one.callback_ids:
+                self._failures_told[id] += 1
+        else:
+            last_holder, hindered_then_us = earlier
+            was_hindered = last_holder.is_dead or last_holder.hindered_us - hindered_then_us > 1_000_000
+            if not was_hindered and not self._mails_excused[key]:
+                self.break_rule("e-mail repeated", about, "though nothing had happened to the first")
+        self._mails[key] = (holder, hindered_us)
+        until, last_key = self._quiet_until_us.get((one.email_address, one.queue_id), (0, 0))
+        if last_key not in (0, key) and self._now_us() < until and not self.time_has_jumped:
+            self.break_rule("e-mail too soon", about, f"{(until - self._now_us()) / 1e6:.3f} s before its time")
+        self._quiet_until_us[one.email_address, one.queue_id] = (self._now_us() + self._interval_us, key)
+
+    def excuse_mail(self, first_token: int) -> None:
+        """Something happened to an e-mail, for which the contract allows another."""
+        self._mails_excused[first_token] += 1
+
+    def mail_ended(self, notification: Notification, *, is_over: bool) -> None:
+        """The end of an e-mail's lease was committed; of a lease that was lost, it changes nothing."""
+        if self._leases.get((notification.email_address, notification.queue_id)) == notification.token:
+            del self._leases[notification.email_address, notification.queue_id]
+            for id in notification.callback_ids if is_over else ():
+                self.accounts[id].debts -= 1
+
+    def owes_mail(self) -> bool:
+        """Whether an e-mail is still owed."""
+        return any(account.debts for account in self.accounts.values() if not account.was_purged)
+
+    # The end.
+
+    def judge_end(self, statuses: Iterable[CallbackStatus]) -> None:
+        """Compare the final dump."""
+        found = {status.id: status for status in statuses}
+        for id, account in self.accounts.items():
+            status = found.pop(id, None)
+            if account.was_purged:
+                if status is not None:
+                    self.break_rule("state", id, "it was forgotten, and is there again")
+                continue
+            if status is None:
+                self.break_rule("lost", id, "committed, but not in the store")
+                continue
+            self._judge_status(account, status)
+            owed, told = self._failures_owed[id], self._failures_told[id]
+            if told < owed:
+                self.break_rule("e-mail lost", id, f"it failed {owed} times, and was told {told} times")
+        for id in found:
+            self.break_rule("state", id, "in the store, though nobody stored it")
+
+    def _judge_status(self, account: Account, status: CallbackStatus) -> None:
+        seen = (status.state, status.sequence, status.failed_reason, len(status.attempts))
+        right = (account.state, account.sequence, account.failed_reason, account.attempts)
+        if seen != right:
+            self.break_rule("state", account.id, f"{_words(seen)}; rightly {_words(right)}")
+        if [lock.token for lock in status.locks] != account.tokens:
+            self.break_rule("state", account.id, "its locks are not those that were given")
+        if any(lock.ended is None for lock in status.locks) and not account.is_open:
+            self.break_rule("state", account.id, "it is finished, and a lock has not ended")
+
+
+def _words(facts: tuple[CallbackState, int, FailedReason | None, int]) -> str:
+    state, sequence, reason, attempts = facts
+    return f"{state.value} ({reason.value if reason else '-'}), number {sequence}, {attempts} attempts"

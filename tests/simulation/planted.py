@@ -1,0 +1,462 @@
+"""
+Faults planted into the real code, each of which the simulator must find.
+
+``python tests/simulation/planted.py`` prints for each the first seed that finds it, and what that seed complains of.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from typing import Any
+from unittest.mock import patch
+
+from attrs import evolve
+
+from callbackq import engine, judging, outbox, recorder
+from callbackq.core import lifecycle
+from callbackq.core.delivery import Answer, NotSent
+from callbackq.core.fairness import HostLimits
+from callbackq.core.models import AttemptFailure, CallbackState
+from callbackq.core.verdict import ResponsePolicy, Verdict
+from callbackq.errors import LockLostError
+from callbackq.stores import memory
+from callbackq.stores._agenda import Agenda
+from callbackq.testing.simulation import simulate
+
+__all__ = ["HARMLESS", "PLANTED", "first_seed"]
+
+Store, Callback, Queue = memory.InMemoryDataAccess, memory._Callback, memory._Queue
+Engine, Outbox = engine.Engine, outbox.Outbox
+
+PLANTED: dict[str, Callable[[], AbstractContextManager[Any]]] = {}
+"""What is planted, by name."""
+
+
+def planted(target: Any, attribute: str, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Plant a function in the place of another, which it is given as its first argument."""
+
+    def plant(function: Callable[..., Any]) -> Callable[..., Any]:
+        original = getattr(target, attribute)
+
+        def replacement(*args: Any, **kwargs: Any) -> Any:
+            return function(original, *args, **kwargs)
+
+        PLANTED[name] = lambda: patch.object(target, attribute, replacement)
+        return function
+
+    return plant
+
+
+# Locks and tokens.
+
+
+@planted(Callback, "is_held_by", "the token isn't compared")
+def _(original: Any, self: Any, lock: Any) -> bool:
+    return self.state is CallbackState.LOCKED
+
+
+@planted(Store, "_new_token", "tokens repeat")
+def _(original: Any, self: Any) -> int:
+    return 1 + original(self) % 3
+
+
+@planted(Store, "now", "leases are judged by wall time")
+def _(original: Any, self: Any) -> Any:
+    return self._clock.now()
+
+
+@planted(Store, "_abandon_lock", "an abandoned lock counts as an attempt")
+def _(original: Any, self: Any, callback: Any, now: Any) -> None:
+    callback.attempts_made += 1
+    original(self, callback, now)
+
+
+PLANTED["no limit of abandoned locks"] = lambda: patch.object(judging, "abandon", lambda *_, **__: None)
+
+
+@planted(judging, "abandon", "the limit of abandoned locks is off by one")
+def _(original: Any, request: Any, *, abandoned: int, max_abandoned: int) -> Any:
+    return original(request, abandoned=abandoned, max_abandoned=max_abandoned + 1)
+
+
+@planted(Store, "record_attempt", "a result doesn't end the row of abandoned locks")
+def _(original: Any, self: Any, acquired: Any, attempt: Any, transition: Any) -> Any:
+    callback = self._callbacks.get(acquired.id)
+    before = callback.abandoned if callback else 0
+    settled = original(self, acquired, attempt, transition)
+    callback.abandoned = before
+    return settled
+
+
+@planted(Store, "_lock", "a lock that times out is never taken over")
+def _(original: Any, self: Any, callback: Any, lock: Any) -> Any:
+    acquired = original(self, callback, lock)
+    self._heads.remove(callback)
+    return acquired
+
+
+@planted(Store, "acquire_locks", "one lock more than asked for")
+def _(original: Any, self: Any, machine_name: str, *, lock_timeout: timedelta, limit: int) -> Any:
+    return original(self, machine_name, lock_timeout=lock_timeout, limit=limit + 1)
+
+
+@planted(Store, "acquire_locks", "locks live half as long")
+def _(original: Any, self: Any, machine_name: str, *, lock_timeout: timedelta, limit: int) -> Any:
+    return original(self, machine_name, lock_timeout=lock_timeout / 2, limit=limit)
+
+
+@planted(Store, "release_lock", "a lock given back counts as an attempt")
+def _(original: Any, self: Any, acquired: Any, *, delay: timedelta = timedelta(0)) -> Any:
+    settled = original(self, acquired, delay=delay)
+    self._callbacks[acquired.id].attempts_made += 1
+    return settled
+
+
+@planted(Store, "release_lock", "a lock given back ends the row of abandoned locks")
+def _(original: Any, self: Any, acquired: Any, *, delay: timedelta = timedelta(0)) -> Any:
+    settled = original(self, acquired, delay=delay)
+    self._callbacks[acquired.id].abandoned = 0
+    return settled
+
+
+@planted(Callback, "repeat_or_keep_late", "a repeated record is answered as a lost lock")
+def _(original: Any, self: Any, attempt: Any, lock: Any, transition: Any) -> Any:
+    original(self, attempt, lock, transition)
+    raise LockLostError(self.id, lock.token)
+
+
+@planted(Callback, "repeat_or_keep_late", "a late acceptance is forgotten")
+def _(original: Any, self: Any, attempt: Any, lock: Any, transition: Any) -> Any:
+    try:
+        return original(self, attempt, lock, transition)
+    finally:
+        self.accepted_late = False
+
+
+@planted(memory, "settle", "a late acceptance changes nothing")
+def _(original: Any, transition: Any, *, accepted_late: bool, cancel_requested: bool) -> Any:
+    return original(transition, accepted_late=False, cancel_requested=cancel_requested)
+
+
+@planted(memory, "settle", "a cancel under a lock is ignored")
+def _(original: Any, transition: Any, *, accepted_late: bool, cancel_requested: bool) -> Any:
+    return original(transition, accepted_late=accepted_late, cancel_requested=False)
+
+
+# Order.
+
+
+@planted(Queue, "append", "last in, first out")
+def _(original: Any, self: Any, callback: Any) -> None:
+    original(self, callback)
+    if self.head is not callback and self.head.state is CallbackState.WAITING:
+        self.remove(callback)
+        callback.next, self.head.previous, self.head = self.head, callback, callback
+
+
+@planted(Store, "_write", "a retry lets the next one go")
+def _(original: Any, self: Any, callback: Any, transition: Any, now: Any) -> None:
+    original(self, callback, transition, now)
+    if transition.delay and callback.next is not None:
+        self._heads.put(callback.next, now)
+
+
+@planted(Store, "_lock", "the next one may go as soon as the head is locked")
+def _(original: Any, self: Any, callback: Any, lock: Any) -> Any:
+    if callback.next is not None:
+        self._heads.put(callback.next, callback.next.due)
+    return original(self, callback, lock)
+
+
+@planted(Store, "_join_queue", "what is redelivered goes to the front")
+def _(original: Any, self: Any, callback: Any, now: Any) -> None:
+    was_there = bool(callback.results)
+    original(self, callback, now)
+    queue = callback.queue
+    if was_there and queue is not None and queue.head is not callback:
+        queue.remove(callback)
+        callback.next, queue.head.previous, queue.head = queue.head, callback, callback
+        self._await_turn(callback, now)
+
+
+@planted(Queue, "append", "numbers are used again")
+def _(original: Any, self: Any, callback: Any) -> None:
+    if self.head is None:
+        self.last_number = 0
+    original(self, callback)
+
+
+@planted(Store, "_stop_holding", "skip doesn't open the queue")
+def _(original: Any, self: Any, callback: Any, now: Any) -> None:
+    callback.holds = False
+
+
+@planted(judging, "after_attempt", "a failed callback never holds its queue")
+def _(original: Any, *args: Any, **kwargs: Any) -> Any:
+    return evolve(original(*args, **kwargs), hold=False)
+
+
+@planted(Agenda, "pop_due", "what is due within a minute is taken now")
+def _(original: Any, self: Any, now: Any) -> Any:
+    return original(self, now + timedelta(minutes=1))
+
+
+@planted(memory, "apply_action", "an operator may redeliver what was delivered")
+def _(original: Any, action: Any, *, state: Any, **kwargs: Any) -> Any:
+    return original(action, state=CallbackState.FAILED if state is CallbackState.SUCCEEDED else state, **kwargs)
+
+
+# Storing and forgetting.
+
+
+@planted(Callback, "keep_result", "every third attempt isn't kept")
+def _(original: Any, self: Any, result: Any) -> None:
+    if result.token % 3:
+        original(self, result)
+
+
+@planted(Store, "_store", "the same id is stored again")
+def _(original: Any, self: Any, request: Any, id: Any) -> Any:
+    self._callbacks.pop(id, None)
+    return original(self, request, id)
+
+
+@planted(Store, "store_callback_requests", "the last of a batch is lost")
+def _(original: Any, self: Any, requests: Sequence[Any], *, ids: Any = None) -> Any:
+    statuses = original(self, requests, ids=ids)
+    if int(statuses[-1].id[1:]) % 4 == 3 and statuses[-1].blocked_by is not None:
+        self._leave_queue(self._callbacks[statuses[-1].id], self.now())
+        del self._callbacks[statuses[-1].id]
+    return statuses
+
+
+@planted(Store, "_offer_to_purge", "callbacks are forgotten whatever they hold or owe")
+def _(original: Any, self: Any, callback: Any) -> None:
+    if callback.entry is None:
+        self._forgettable.put(callback, callback.finished_at)
+
+
+# Attempts and retries.
+
+
+@planted(judging, "after_attempt", "the retry delay is forgotten")
+def _(original: Any, *args: Any, **kwargs: Any) -> Any:
+    return evolve(original(*args, **kwargs), delay=timedelta(0))
+
+
+@planted(lifecycle, "postpone", "Retry-After may shorten the delay")
+def _(original: Any, delay: Any, *, retry_after: Any = None, **kwargs: Any) -> Any:
+    return original(delay, **kwargs) if retry_after is None else retry_after
+
+
+@planted(judging, "after_attempt", "Retry-After is ignored")
+def _(original: Any, *args: Any, **kwargs: Any) -> Any:
+    return original(*args, **{**kwargs, "retry_after": None})
+
+
+@planted(judging, "after_attempt", "one attempt too few")
+def _(original: Any, *args: Any, **kwargs: Any) -> Any:
+    return original(*args, **{**kwargs, "attempts_made": kwargs["attempts_made"] + 1})
+
+
+@planted(judging, "after_attempt", "an interrupted attempt counts")
+def _(original: Any, *args: Any, **kwargs: Any) -> Any:
+    if kwargs["failure"] is AttemptFailure.INTERRUPTED:
+        kwargs["failure"] = AttemptFailure.CONNECTION_LOST
+    return original(*args, **kwargs)
+
+
+@planted(ResponsePolicy, "judge", "a redirect counts as delivered")
+def _(original: Any, self: Any, status_code: int) -> Verdict:
+    return Verdict.DELIVERED if 300 <= status_code < 400 else original(self, status_code)
+
+
+@planted(ResponsePolicy, "judge", "410 is tried again")
+def _(original: Any, self: Any, status_code: int) -> Verdict:
+    return Verdict.RETRY if status_code == 410 else original(self, status_code)
+
+
+@planted(Engine, "_end_delivery", "a reset is sent again at once")
+def _(original: Any, self: Any, slot: Any, outcome: Any) -> None:
+    if isinstance(outcome, Answer) and outcome.failure is AttemptFailure.CONNECTION_LOST and slot.retry_after is None:
+        slot.retry_after = timedelta(0)
+        self._send(slot)
+    else:
+        original(self, slot, outcome)
+
+
+@planted(Engine, "_end_delivery", "what wasn't sent counts as an attempt")
+def _(original: Any, self: Any, slot: Any, outcome: Any) -> None:
+    original(self, slot, "nothing" if isinstance(outcome, NotSent) else outcome)
+
+
+@planted(Engine, "_send", "recorded before it is sent")
+def _(original: Any, self: Any, slot: Any) -> None:
+    delivery = slot.delivery
+    answer = Answer(status_code=200, time=self._clock.now(), duration=timedelta(0))
+    self.inbox.put((slot, delivery, answer))
+    original(self, slot)
+
+
+PLANTED["a lock of one's own that timed out is sent again"] = lambda: patch.object(
+    Engine, "_is_still_the_same_attempt", staticmethod(lambda slot, acquired: False)
+)
+
+
+@planted(engine, "margin_of", "an attempt may outlast its lock")
+def _(original: Any, lock_timeout: timedelta) -> timedelta:
+    return -timedelta(seconds=30)
+
+
+@planted(Engine, "_acquire", "the lease is reckoned from the end of the call")
+def _(original: Any, self: Any, limit: int) -> None:
+    acquire, clock = self._data_access.acquire_locks, self._clock
+    late: list[float] = []
+
+    class Late:
+        monotonic = clock.monotonic
+        now = clock.now
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        result = acquire(*args, **kwargs)
+        late.append(clock.monotonic())
+        return result
+
+    began = clock.monotonic()
+    take_in = self._take_in
+    with (
+        patch.object(self._data_access, "acquire_locks", call),
+        patch.object(self, "_take_in", lambda one, ends_at: take_in(one, ends_at + late[0] - began)),
+    ):
+        original(self, limit)
+
+
+@planted(Engine, "_end_those_who_overstay", "an attempt that never ends keeps its slot")
+def _(original: Any, self: Any) -> None:
+    return None
+
+
+@planted(HostLimits, "parking_seconds", "a callback for a slow host is put off for an hour")
+def _(original: Any, self: Any, host: str, now: float) -> float:
+    return original(self, host, now) + 3600.0
+
+
+@planted(recorder.Line, "write", "a result is dropped when the store raises")
+def _(original: Any, self: Any) -> Any:
+    slots = list(self.slots)
+    try:
+        return original(self)
+    except Exception:
+        self.slots.clear()
+        return slots
+
+
+@planted(Engine, "_take", "the transport's second word counts, too")
+def _(original: Any, self: Any, message: Any) -> None:
+    if message is not None and message[0].delivery is None:
+        self._end_delivery(message[0], message[2])
+    else:
+        original(self, message)
+
+
+@contextmanager
+def _by_wall_time() -> Iterator[None]:
+    from callbackq.testing.simulation.world import MachineClock
+
+    class WallClock:
+        def __init__(self, clock: MachineClock) -> None:
+            self.now, self.boot_id, self._clock = clock.now, clock.boot_id, clock
+
+        def monotonic(self) -> float:
+            return self._clock.monotonic() + self._clock.offset.total_seconds()
+
+    original = Engine.__init__
+
+    def init(self: Any, *args: Any, clock: Any, **kwargs: Any) -> None:
+        original(self, *args, clock=WallClock(clock), **kwargs)  # type: ignore[arg-type]
+
+    with patch.object(Engine, "__init__", init):
+        yield
+
+
+PLANTED["waits and leases by the wall clock of the machine"] = _by_wall_time
+
+
+# E-mails.
+
+
+@planted(judging, "after_attempt", "the e-mail about the last attempt is forgotten")
+def _(original: Any, *args: Any, **kwargs: Any) -> Any:
+    return evolve(original(*args, **kwargs), notify=False)
+
+
+@planted(Outbox, "_handle", "an e-mail is recorded before it is sent")
+def _(original: Any, self: Any, notification: Any, lease_ends: float) -> None:
+    self._data_access.record_notification(notification, retry_in=None, quiet_for=self._interval)
+    original(self, notification, lease_ends)
+
+
+@planted(Outbox, "_after_failure", "an e-mail is given up after one try")
+def _(original: Any, self: Any, notification: Any, error: Exception) -> None:
+    original(self, notification, error)
+
+
+@planted(Store, "record_notification", "no quiet after an e-mail")
+def _(original: Any, self: Any, notification: Any, *, retry_in: Any, quiet_for: Any = None) -> None:
+    original(self, notification, retry_in=retry_in)
+
+
+@planted(Store, "record_notification", "an e-mail that was sent is still owed")
+def _(original: Any, self: Any, notification: Any, *, retry_in: Any, quiet_for: Any) -> None:
+    original(self, notification, retry_in=timedelta(seconds=30), quiet_for=quiet_for)
+
+
+HARMLESS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "no hint ever comes": lambda: patch.object(Store, "subscribe", lambda self, wake: lambda: None),
+    "nobody knows what is due next": lambda: patch.object(Store, "next_due", lambda self: None),
+}
+"""What breaks no promise, and must not be found."""
+
+
+def first_seed(
+    plant: Callable[[], AbstractContextManager[Any]], seeds: int = 1000, rule: str = ""
+) -> tuple[int, str] | None:
+    """
+    Find the first seed that notices, and the rule that it says is broken; ``None`` when none does.
+
+    Args:
+        plant: what to plant.
+        seeds: how many to try.
+        rule: notice this one only.
+    """
+    with plant():
+        for seed in range(seeds):
+            broken = [violation.rule for violation in simulate(seed).violations]
+            if broken and (not rule or rule in broken):
+                return seed, rule or broken[0]
+    return None
+
+
+def main() -> int:
+    """Print the table."""
+    missed = 0
+    for name, plant in PLANTED.items():
+        began = time.monotonic()
+        found = first_seed(plant)
+        missed += found is None
+        words = "NOT FOUND" if found is None else f"seed {found[0]}: {found[1]}"
+        print(f"{name:60} {words:40} {time.monotonic() - began:6.2f} s", flush=True)
+    for name, plant in HARMLESS.items():
+        found = first_seed(plant)
+        missed += found is not None
+        print(f"{name:60} {'not found, rightly' if found is None else f'ACCUSED by seed {found[0]}: {found[1]}'}")
+    print(f"{len(PLANTED) + len(HARMLESS)} tried, {missed} wrong")
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
