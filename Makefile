@@ -6,10 +6,10 @@ PYTHON ?= .venv/bin/python
 TRACEABLE = not forked_while_threads
 
 .DEFAULT_GOAL := help
-.PHONY: help venv format lint test system conformance cover docs bench hostile fuzz demo check build clean
+.PHONY: help venv format lint test system conformance cover docs bench crash-points hostile fuzz demo check build clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv:  ## make .venv with everything for development
 	python3 -m venv .venv
@@ -52,6 +52,10 @@ bench:  ## measure storing, sending, acquiring and recording, a whole drain, and
 	$(PYTHON) benchmarks/drain.py
 	$(PYTHON) benchmarks/enqueue.py
 	$(PYTHON) benchmarks/latency.py
+
+crash-points:  ## end a dispatcher's process at every boundary between store, transport, notifier and statement
+	$(PYTHON) benchmarks/crash_points.py
+	$(PYTHON) benchmarks/crash_points.py --store postgres
 
 hostile:  ## measure what hostile receivers do to a dispatcher: nothing late, nothing grown, nothing mixed up
 	$(PYTHON) benchmarks/hostile.py
