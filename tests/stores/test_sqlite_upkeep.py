@@ -113,13 +113,14 @@ def test_an_idle_store_copies_what_was_written_ahead(store: SQLiteDataAccess, pa
 # Where no write-ahead log can be had.
 
 
-def test_a_rollback_journal_serves_where_write_ahead_cannot_be_had(path: Path) -> None:
+@pytest.mark.parametrize(("durable", "synchronous"), [(True, 3), (False, 2)])
+def test_a_rollback_journal_serves_where_write_ahead_cannot_be_had(path: Path, durable: bool, synchronous: int) -> None:
     database = Database(
         path,
         locate=lambda: create(path) is not None,
         prepare=lambda transaction: None,
         forget=lambda: None,
-        durable=True,
+        durable=durable,
         busy_timeout=timedelta(seconds=10),
     )
 
@@ -129,7 +130,7 @@ def test_a_rollback_journal_serves_where_write_ahead_cannot_be_had(path: Path) -
         connection = transaction._connection  # type: ignore[attr-defined]
         return [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
 
-    assert database.write(pragmas) == ["delete", 3]
+    assert database.write(pragmas) == ["delete", synchronous]
     assert database.read(lambda transaction: transaction.one("queue", name="queue")) == (1, 0, None)
     assert not wal_of(path).exists()
     database.close()
