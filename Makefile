@@ -6,7 +6,7 @@ PYTHON ?= .venv/bin/python
 TRACEABLE = not forked_while_threads
 
 .DEFAULT_GOAL := help
-.PHONY: help venv format lint test system conformance cover docs bench crash-points hostile fuzz demo check build clean
+.PHONY: help venv format lint test system conformance cover docs bench crash-points power-cuts hostile fuzz demo check build clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,12 @@ bench:  ## measure storing, sending, acquiring and recording, a whole drain, and
 crash-points:  ## end a dispatcher's process at every boundary between store, transport, notifier and statement
 	$(PYTHON) benchmarks/crash_points.py
 	$(PYTHON) benchmarks/crash_points.py --store postgres
+
+power-cuts:  ## cut the power at 10,000 moments of an SQLite store's work, in each of its modes
+	$(PYTHON) benchmarks/power_cuts.py
+	$(PYTHON) benchmarks/power_cuts.py --journal rollback
+	$(PYTHON) benchmarks/power_cuts.py --durability process
+	$(PYTHON) benchmarks/power_cuts.py --durability process --journal rollback
 
 hostile:  ## measure what hostile receivers do to a dispatcher: nothing late, nothing grown, nothing mixed up
 	$(PYTHON) benchmarks/hostile.py

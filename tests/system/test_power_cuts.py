@@ -1,0 +1,65 @@
+"""
+An SQLite store at work, recorded under its files; the power is cut, and what is left is opened and judged.
+
+200 moments each; ``make power-cuts`` takes 10,000.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.system
+POWER_CUTS = Path(__file__).parents[2] / "benchmarks" / "power_cuts.py"
+
+
+def power_cuts(*arguments: object) -> dict[str, Any]:
+    finished = subprocess.run(
+        [sys.executable, str(POWER_CUTS), "--cuts", "200", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert finished.stdout, finished.stderr
+    outcome: dict[str, Any] = json.loads(finished.stdout)
+    assert finished.returncode == (0 if outcome["ok"] else 1)
+    return outcome
+
+
+@pytest.mark.parametrize("journal", ["wal", "rollback"])
+def test_nothing_acknowledged_is_lost_to_a_power_cut(journal: str) -> None:
+    outcome = power_cuts("--journal", journal)
+
+    assert outcome["ok"], outcome["examples"]
+    assert outcome["record"]["sync"] > 100
+    assert outcome["record"]["stored"] > 100
+
+
+@pytest.mark.parametrize("journal", ["wal", "rollback"])
+def test_a_store_that_may_lose_the_last_moments_loses_nothing_else(journal: str) -> None:
+    outcome = power_cuts("--journal", journal, "--durability", "process")
+
+    assert outcome["ok"], outcome["examples"]
+    assert outcome["cuts_with_a_lost_tail"] > 20, "otherwise it proves nothing"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["--fault", "lying-disk"], "lost"),
+        (["--fault", "lying-disk", "--durability", "process"], "unusable"),
+        (["--fault", "judged-too-strictly"], "lost"),
+    ],
+)
+def test_a_disk_that_does_not_sync_and_a_store_that_does_not_ask_it_to_are_found(
+    arguments: list[str], found: str
+) -> None:
+    outcome = power_cuts(*arguments)
+
+    assert any(f": {found}: " in example for example in outcome["examples"]), outcome
