@@ -320,6 +320,10 @@ class Engine:
         slot = self._slots[acquired.id] = Slot(acquired=acquired)
         try:
             self._begin(slot, ends_at)
+        except MemoryError as error:
+            # A fault of this machine, which passes: it must not look like one of the callback's.
+            self.recorder.release(slot, after=_NOT_SENT_REST)
+            self._rest_after_local_fault(type(error).__name__)
         except Exception as error:
             # A row that was damaged by hand, say. The others that were acquired with it must not suffer.
             log_fault(_log, f"callback {acquired.id!a} can't be sent", error)

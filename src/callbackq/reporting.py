@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from callbackq.core.lifecycle import Transition
 from callbackq.core.models import CallbackAttempt, CallbackState
@@ -52,7 +53,7 @@ class Reporter:
     ) -> None:
         """Something happened to a callback."""
         self._tell(
-            ObservedEvent(
+            lambda: ObservedEvent(
                 kind=kind,
                 machine_name=self._machine_name,
                 callback_id=acquired.id,
@@ -75,11 +76,12 @@ class Reporter:
 
     def dispatcher(self, kind: EventKind, detail: str = "") -> None:
         """Something happened to the dispatcher itself."""
-        self._tell(ObservedEvent(kind=kind, machine_name=self._machine_name, detail=detail))
+        self._tell(lambda: ObservedEvent(kind=kind, machine_name=self._machine_name, detail=detail))
 
-    def _tell(self, event: ObservedEvent) -> None:
+    def _tell(self, make_event: Callable[[], ObservedEvent]) -> None:
         try:
-            self._observer.observe(event)
+            # It is made in here, too: for want of memory for it, no lock that was just taken may be forgotten.
+            self._observer.observe(make_event())
         except KeyboardInterrupt:
             raise  # somebody wants the whole program to end
         except BaseException as error:

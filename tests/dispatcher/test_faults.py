@@ -10,10 +10,12 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from callbackq.core.delivery import Answer, Delivery, NotSent, NotSentReason
-from callbackq.core.models import AttemptFailure, CallbackState
+from callbackq.core.models import AttemptFailure, CallbackRequest, CallbackState
 from callbackq.core.verdict import ResponsePolicy, Verdict
+from callbackq.dataaccess import Acquired
 from callbackq.dispatcher import Dispatcher
 from callbackq.errors import DataAccessError, TransientDataAccessError
 from callbackq.events import EventKind, ObservedEvent
@@ -424,3 +426,34 @@ def test_results_are_kept_while_only_releases_are_taken(
 
     sent = [delivery.callback_id for delivery in transport.deliveries if delivery.callback_id != waiting]
     assert sorted(sent) == sorted(ids)
+
+
+def test_a_callback_that_there_is_no_memory_for_is_given_back(clock: FakeClock, witness: Witness) -> None:
+    memory_is_back_at = clock.monotonic() + 1
+
+    class Heavy:
+        """A request whose reading takes memory."""
+
+        def __init__(self, request: CallbackRequest) -> None:
+            self._request = request
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "target" and clock.monotonic() < memory_is_back_at:
+                raise MemoryError
+            return getattr(self._request, name)
+
+    class HeavyStore(InMemoryDataAccess):
+        def acquire_locks(self, *args: Any, **kwargs: Any) -> list[Acquired]:
+            heavy: Any = Heavy
+            return [evolve(one, request=heavy(one.request)) for one in super().acquire_locks(*args, **kwargs)]
+
+    store = HeavyStore(clock=clock)
+    ids = [store.store_callback_request(a_request()).id for _ in range(3)]
+    engine = an_engine(store, InlineSender(ScriptedTransport(clock=clock)), clock, witness)
+
+    drive(engine, clock, until=lambda: witness.kinds().count(EventKind.SUCCEEDED) == 3)
+
+    statuses = [store.get_callback_status(id) for id in ids]
+    assert [len(status.attempts) for status in statuses] == [1, 1, 1]
+    assert all(lock.completed for status in statuses for lock in status.locks), "none may count as abandoned"
+    assert EventKind.LOCAL_FAULT in witness.kinds()

@@ -41,7 +41,7 @@ class PaperConnection:
 
     def __init__(
         self,
-        sends: Iterable[int | OSError],
+        sends: Iterable[int | Exception],
         receives: Iterable[bytes | Exception | None],
         *,
         before: bytes | None = None,
@@ -58,7 +58,7 @@ class PaperConnection:
 
     def send(self, data: memoryview) -> int:
         step = next(self._sends)
-        if isinstance(step, OSError):
+        if isinstance(step, Exception):
             raise step
         self.sent += data[:step]
         return min(step, len(data))
@@ -269,6 +269,12 @@ def test_machine_out_of_buffers_before_the_first_byte_is_a_local_fault(errno_nam
     assert outcome_of(begin(connection)) == NotSent(reason=NotSentReason.LOCAL_FAULT, detail=errno_name)
 
 
+def test_machine_out_of_memory_before_the_first_byte_is_a_local_fault() -> None:
+    connection = PaperConnection([MemoryError()], [])
+
+    assert outcome_of(begin(connection)) == NotSent(reason=NotSentReason.LOCAL_FAULT, detail="MemoryError")
+
+
 def begin_tunnel(connection: PaperConnection) -> Attempt:
     """An attempt that has reached the proxy and is about to ask it for a tunnel."""
     connection.route = Route("https", "8.8.8.8", 443, "127.0.0.1", 3128)
@@ -316,7 +322,7 @@ def test_callback_of_which_only_the_proxy_has_heard_was_not_sent(end: Exception,
 
 
 @pytest.mark.parametrize("fault", [MemoryError(), ValueError("anything")])
-def test_any_other_exception_is_an_internal_failure(fault: Exception) -> None:
+def test_any_other_exception_is_an_internal_failure_once_the_request_has_begun(fault: Exception) -> None:
     connection = PaperConnection([10], [fault])
 
     assert status_and_failure(outcome_of(begin(connection))) == (0, AttemptFailure.INTERNAL)

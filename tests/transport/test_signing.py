@@ -183,6 +183,12 @@ def test_secrets_that_are_out_of_reach_are_no_attempt(
     assert CANARY not in caplog.text
 
 
+def test_machine_without_memory_to_sign_with_is_a_local_fault(make_transport: MakeTransport) -> None:
+    outcomes = outcomes_of(signer_that_raises(MemoryError()), make_transport, "http://127.0.0.1/")
+
+    assert outcomes == [NotSent(reason=NotSentReason.LOCAL_FAULT, detail="MemoryError")] * 2
+
+
 @pytest.mark.parametrize(
     ("error", "detail"),
     [

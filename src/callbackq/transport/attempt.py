@@ -189,6 +189,10 @@ class Attempt:
             if error.errno in LOCAL_FAULTS and not exchange.has_begun:
                 return NotSent(reason=NotSentReason.LOCAL_FAULT, detail=errno.errorcode[error.errno])
             exchange.give_up(self._meaning_of(error), detail_of(error))
+        except MemoryError as error:
+            if not exchange.has_begun:
+                return NotSent(reason=NotSentReason.LOCAL_FAULT, detail=detail_of(error))
+            exchange.give_up(AttemptFailure.INTERNAL, detail_of(error))
         except Exception as error:
             # A bug here, or in the host's resolver: this attempt fails, the others go on.
             log_fault(_log, "an attempt failed", error)

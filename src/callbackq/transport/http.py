@@ -257,6 +257,8 @@ class HTTPTransport(Transport, SupportsSubmit):
         for this callback, or a malformed one, stays so until somebody acts: its retries end, and a final failure is
         seen.
         """
+        if isinstance(error, MemoryError):
+            return NotSent(reason=NotSentReason.LOCAL_FAULT, detail=detail_of(error))
         is_out_of_reach = isinstance(error, ConnectionError | TimeoutError)
         if is_out_of_reach or (isinstance(error, OSError) and error.errno in LOCAL_FAULTS):
             detail = f"no secrets: {detail_of(error)}"
