@@ -86,3 +86,14 @@ def test_names_that_python_takes_and_a_terminal_obeys_are_escaped(caplog: pytest
     assert record.getMessage().startswith(r"it failed: Fehler\u202e\x1b[31m\n at ")
     assert record.getMessage().isprintable()
     assert (record.levelno, record.exc_info, record.stack_info) == (logging.WARNING, None, None)
+
+
+def test_a_line_that_there_is_no_memory_for_is_left_out() -> None:
+    class Starved(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise MemoryError
+
+    logger = logging.Logger("starved")
+    logger.addHandler(Starved())
+
+    log_fault(logger, "it failed", caught(MemoryError()))

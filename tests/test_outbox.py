@@ -955,6 +955,28 @@ def test_the_thread_survives_what_notifiers_raise(
     assert f"{error.__name__} at " in caplog.text
 
 
+def test_the_thread_survives_when_there_is_no_memory_to_tell_of_a_fault(store: FailingStore, started: Started) -> None:
+    class Starved(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise MemoryError
+
+    starved, logger = Starved(), logging.getLogger("callbackq.outbox")
+    logger.addHandler(starved)
+    try:
+        store.fail("a")
+        bell = Doorbell()
+        bell.act = raising(OSError(), MemoryError())
+        outbox = started(store, bell)
+        assert bell.wait_for(1)
+        store.fail("b")
+
+        outbox.wake()
+
+        assert bell.wait_for(2)
+    finally:
+        logger.removeHandler(starved)
+
+
 def test_starting_and_stopping_from_many_threads_leaves_nothing_behind(store: FailingStore, clock: FakeClock) -> None:
     outbox = an_outbox(store, Doorbell(), clock)
     failures: list[BaseException] = []

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
@@ -398,7 +399,9 @@ class Dispatcher:
             if not isinstance(error, Exception) and not life.is_own_thread:
                 raise
             log_fault(_log, "a dispatcher's step failed; going on", error)
-            life.ended.wait(min(self._settings.poll_interval.total_seconds(), longest, _FAULT_REST_SECONDS))
+            # Without memory for a rest, it tries again until there is some.
+            with suppress(MemoryError):
+                life.ended.wait(min(self._settings.poll_interval.total_seconds(), longest, _FAULT_REST_SECONDS))
         return True
 
     def _end(self, life: _Life) -> None:

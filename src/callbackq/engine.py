@@ -45,6 +45,7 @@ _LONGEST_REST_SECONDS: Final = 30.0
 _NOT_SENT_REST: Final = timedelta(milliseconds=100)
 # To this is added as much again by chance, so that a customer's callbacks don't all come back at once.
 _NO_SECRETS_REST: Final = timedelta(seconds=15)
+_NO_MEMORY_REST_SECONDS: Final = 0.1
 # The shortest rest when the store says that something is due but hands out nothing: somebody else is taking it.
 _SHORTEST_REST_SECONDS: Final = 0.01
 
@@ -100,6 +101,8 @@ class Engine:
         self.polled_at = clock.monotonic()
 
         self._slots: dict[str, Slot] = {}
+        # Messages for which there was no memory. An outcome that is lost would hold its slot, and its queue, for ever.
+        self._untaken: list[tuple[Slot, Delivery, object]] = []
         self._hosts: HostLimits[Slot] = HostLimits(settings.host_concurrency)
         # Clock reading from which on the store may have something due.
         self._look_at = self.polled_at
@@ -150,7 +153,8 @@ class Engine:
             self._with_store(line.rest, partial(self._write, line), is_struggling=line.is_struggling)
         wait = self._acquire_and_send(draining=draining)
         # More to write: what was just acquired can have ended at once, and what failed is tried again.
-        return min(wait, self.recorder.seconds_to_write(self._clock.monotonic()))
+        wait = min(wait, self.recorder.seconds_to_write(self._clock.monotonic()))
+        return min(wait, _NO_MEMORY_REST_SECONDS) if self._untaken else wait
 
     def rest(self, seconds: float) -> None:
         """Wait until something arrives, for *seconds* at most."""
@@ -174,6 +178,9 @@ class Engine:
     # Outcomes coming in.
 
     def _take_all(self) -> None:
+        untaken, self._untaken = self._untaken, []
+        for message in untaken:
+            self._take(message)
         # As many as there are now: under a stream of messages, results must still be written in between.
         for _ in range(self.inbox.qsize()):
             self._take(self.inbox.get_nowait())
@@ -185,18 +192,21 @@ class Engine:
         slot, delivery, outcome = message
         # A transport may tell twice, or after its attempt was given up: only the first word counts.
         if slot.delivery is delivery:
-            self._end_delivery(slot, outcome)
+            try:
+                self._end_delivery(slot, outcome)
+            except MemoryError:
+                self._untaken.append(message)
 
     def _end_delivery(self, slot: Slot, outcome: object) -> None:
-        slot.delivery = None
         if isinstance(outcome, NotSent):
             self.recorder.release(slot, after=self._rest_after(outcome.reason))
             if outcome.reason is NotSentReason.LOCAL_FAULT:
                 self._rest_after_local_fault(outcome.detail)
         else:
-            self._sending.failures = 0
             slot.attempt, slot.retry_after = self._judge.attempt(outcome)
             self.recorder.record(slot)
+            self._sending.failures = 0
+        slot.delivery = None
         follower = self._hosts.end(slot.host, slot, self._clock.monotonic())
         if follower is not None:
             self._send(follower)

@@ -24,7 +24,7 @@ _MOST_CAUSES: Final = 5
 
 def log_fault(logger: logging.Logger, what: str, error: BaseException, *, level: int = logging.ERROR) -> None:
     """
-    Log a fault in one line of visible ASCII.
+    Log a fault in one line of visible ASCII, if there is memory for one.
 
     Args:
         logger: where to.
@@ -32,7 +32,11 @@ def log_fault(logger: logging.Logger, what: str, error: BaseException, *, level:
         error: what was raised.
         level: how bad it is.
     """
-    logger.log(level, "%s: %s", what, in_words(error))
+    try:
+        logger.log(level, "%s: %s", what, in_words(error))
+    except MemoryError:
+        # Whoever logs is surviving a fault, often this very one, and what it has in hand must not be lost over a line.
+        return
 
 
 def in_words(error: BaseException) -> str:

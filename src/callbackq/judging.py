@@ -42,7 +42,12 @@ class Judge:
         self._random = random
 
     def attempt(self, outcome: object) -> tuple[CallbackAttempt, timedelta | None]:
-        """Return the attempt that *outcome* (an `Answer`, if all is well) stands for, and its Retry-After."""
+        """
+        Return the attempt that *outcome* (an `Answer`, if all is well) stands for, and its Retry-After.
+
+        Raises:
+            MemoryError: ask again.
+        """
         if isinstance(outcome, CallbackAttempt):
             return outcome, None  # ours: `no_answer`
         try:
@@ -50,6 +55,8 @@ class Judge:
                 return self._attempt(outcome), self._retry_after(outcome)
             _log.error("the transport returned a %s instead of an Answer or NotSent", type(outcome).__name__)
             detail = f"no answer but a {type(outcome).__name__}"
+        except MemoryError:
+            raise  # it may have been accepted, which must not be forgotten for that
         except Exception as error:
             # The models refuse it (a naive time, say). The callback was sent all the same, so this is an attempt.
             log_fault(_log, "the transport returned an answer that can't be recorded", error)

@@ -271,8 +271,11 @@ class _Worker:
 
     def _run(self) -> None:
         while not self._stop_asked:
-            rest = self._survive_step()
-            self._something_happened.wait(rest)
+            try:
+                rest = self._survive_step()
+                self._something_happened.wait(rest)
+            except MemoryError:
+                continue  # for the line in the log, or for the wait: without them, it tries again until there is some
             # Before the step: what happens from here on is either found by it or ends the next wait.
             self._something_happened.clear()
 

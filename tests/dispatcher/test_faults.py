@@ -457,3 +457,29 @@ def test_a_callback_that_there_is_no_memory_for_is_given_back(clock: FakeClock, 
     assert [len(status.attempts) for status in statuses] == [1, 1, 1]
     assert all(lock.completed for status in statuses for lock in status.locks), "none may count as abandoned"
     assert EventKind.LOCAL_FAULT in witness.kinds()
+
+
+def test_an_answer_is_kept_until_there_is_memory_to_record_it(
+    store: InMemoryDataAccess, clock: FakeClock, witness: Witness
+) -> None:
+    faults = [MemoryError(), MemoryError()]
+
+    class Heavy(Answer):
+        """An answer whose reading takes memory."""
+
+        def __getattribute__(self, name: str) -> Any:
+            if name == "status_code" and faults:
+                raise faults.pop()
+            return super().__getattribute__(name)
+
+    id = store.store_callback_request(a_request("q")).id
+    transport = ScriptedTransport([Heavy(status_code=200, time=clock.now(), duration=timedelta(0))], clock=clock)
+
+    drive(
+        an_engine(store, InlineSender(transport), clock, witness),
+        clock,
+        until=lambda: EventKind.SUCCEEDED in witness.kinds(),
+    )
+
+    assert [attempt.status_code for attempt in store.get_callback_status(id).attempts] == [200]
+    assert len(transport.deliveries) == 1

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
+from callbackq.clock import SystemClock
 from callbackq.core.delivery import Delivery, Outcome
 from callbackq.core.models import AttemptFailure, CallbackRequest, CallbackState, RetryPhase
 from callbackq.dataaccess import Acquired
@@ -474,6 +477,31 @@ def test_an_observer_that_wants_to_end_the_thread_stops_nothing(
     store.store_callback_request(a_request())
 
     witness.wait_for(EventKind.SUCCEEDED)
+
+
+def test_a_dispatcher_lives_on_when_there_is_no_memory_to_tell_of_a_fault(build: Build, witness: Witness) -> None:
+    class Starved(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise MemoryError
+
+    class FailingStore(InMemoryDataAccess):
+        faults = [MemoryError()]  # noqa: RUF012
+
+        def acquire_locks(self, *args: Any, **kwargs: Any) -> list[Acquired]:
+            if self.faults:
+                raise self.faults.pop()
+            return super().acquire_locks(*args, **kwargs)
+
+    starved, logger = Starved(), logging.getLogger("callbackq")
+    logger.addHandler(starved)
+    try:
+        store = FailingStore()
+        store.store_callback_request(a_request())
+        build(data_access=store, transport=ScriptedTransport(), clock=SystemClock()).start()
+
+        witness.wait_for(EventKind.SUCCEEDED)
+    finally:
+        logger.removeHandler(starved)
 
 
 def test_run_until_idle_is_not_done_while_callbacks_that_were_due_are_parked(

@@ -38,7 +38,9 @@ def loop() -> Iterator[NetworkLoop]:
 class Told(Attempt):
     """An attempt that does what it is told."""
 
-    def __init__(self, what: Callable[[Network], Generator[None, None, Outcome]], done: Outcomes) -> None:
+    def __init__(
+        self, what: Callable[[Network], Generator[None, None, Outcome]], done: Callable[[Outcome], object]
+    ) -> None:
         super().__init__(make_delivery("http://127.0.0.1:9/"), done, request=b"", time=datetime.now(UTC), started=0.0)
         self._what = what
 
@@ -65,6 +67,19 @@ def test_attempt_that_breaks_is_told_and_takes_no_other_along(loop: NetworkLoop)
     broken, good = outcomes.answers(2)
     assert (broken.status_code, broken.failure) == (0, AttemptFailure.INTERNAL)
     assert good is DONE
+
+
+def test_outcome_is_told_again_to_whom_it_found_without_memory(loop: NetworkLoop) -> None:
+    outcomes, faults = Outcomes(), [MemoryError()]
+
+    def take(outcome: Outcome) -> None:
+        if faults:
+            raise faults.pop()
+        outcomes(outcome)
+
+    loop.submit(Told(ends_at_once, take))
+
+    assert outcomes.answers(1) == [DONE]
 
 
 def test_attempt_handed_over_while_the_thread_stops_is_not_sent(loop: NetworkLoop) -> None:

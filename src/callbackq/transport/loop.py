@@ -32,6 +32,7 @@ _log = logging.getLogger("callbackq.transport")
 # A thread that nobody has used for so long ends; the next attempt starts another. So a transport that was forgotten
 # without being closed costs nothing.
 _REST_SECONDS: Final = 60.0
+_NO_MEMORY_REST_SECONDS: Final = 0.1
 _JOIN_SECONDS: Final = 5.0
 
 Task = Callable[[], None]
@@ -182,7 +183,8 @@ class NetworkLoop:
                 return 0.0
             self._is_resting = True
         now = self._clock.monotonic()
-        wishes = [self._network.deadlines.next(), self._network.kept.next_expiry(), now + _REST_SECONDS]
+        longest = _NO_MEMORY_REST_SECONDS if self._finished else _REST_SECONDS
+        wishes = [self._network.deadlines.next(), self._network.kept.next_expiry(), now + longest]
         return max(0.0, min(at for at in wishes if at is not None) - now)
 
     def _serve(self, connection: Connection) -> None:
@@ -242,6 +244,8 @@ class NetworkLoop:
         for attempt, outcome in finished:
             try:
                 attempt.done(outcome)
+            except MemoryError:
+                self._finished.append((attempt, outcome))  # told again: whoever waits for it would wait for ever
             except BaseException as error:
                 # Somebody else's code, which may even call sys.exit(); the outcomes of others are still to be told.
                 log_fault(_log, "a callback of the transport raised", error)
