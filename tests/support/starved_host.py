@@ -192,11 +192,12 @@ class Watcher(logging.Handler):
 def main(name: str, path: Path) -> None:
     watcher = Watcher()
     logging.getLogger("callbackq").addHandler(watcher)
-    if os.geteuid() == 0 and name == "read-only file":
-        SystemClock().boot_id()  # needs a codec, which that user may not be able to load any more
-        os.setuid(_NOBODY)  # whom permissions bind
     fault = faults(path)[name]()
     transport = HTTPTransport(target_policy=TargetPolicy(allow=["127.0.0.0/8"]))
+    SystemClock().boot_id()
+    if os.geteuid() == 0 and name == "read-only file":
+        # Whom permissions bind; who may not be able, any more, to load what Python loads late, as the lines above do.
+        os.setuid(_NOBODY)
     with fault, SQLiteDataAccess(path) as store, closing(transport):
         dispatcher = Dispatcher(store, transport=transport, observer=watcher, notifier=watcher)
         dispatcher.start()
