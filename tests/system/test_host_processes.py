@@ -206,7 +206,7 @@ def store_in_a_child(path: Path, url: str, ids: list[str]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+@pytest.mark.parametrize("method", ["spawn", "forkserver", pytest.param("fork", id="forked_while_threads")])
 def test_what_children_of_every_kind_store_is_delivered_by_their_parent(folder: Path, method: str) -> None:
     path = folder / "callbacks.db"
     context = multiprocessing.get_context(method)
