@@ -108,6 +108,9 @@ OURS = {
     "testing.simulation.run.Report": ["counts"],
     "testing.simulation.scenario.Fault": ["call"],
     "testing.simulation.scenario.Scenario": ["store"],
+    "testing.simulation.small_scope.SmallScope": ["violations"],
+    "testing.simulation.small_scope._Life": ["call"],
+    "testing.simulation.small_scope._Reply": ["call"],
     "testing.simulation.world.Entry": ["who", "what"],
     "transport.request.RequestWriter": ["user_agent"],
 }
@@ -118,6 +121,7 @@ MODELS = {
     "stores.memory._Mailing": ["entry"],
     "stores.sqlite.groupcommit.Ticket": ["result"],
     "testing.simulation.ledger.Account": ["recorded"],
+    "testing.simulation.small_scope._Reply": ["value"],
 }
 """Containers of others that are listed."""
 

@@ -21,6 +21,9 @@ from callbackq.core.retry import attempts_allowed, delay_before_retry
 
 __all__ = ["Arrival", "History", "Judgement", "Violation"]
 
+# A difference of two floats that stand for whole microseconds may miss the true one by less than that.
+_ROUNDING_SECONDS: Final = 1e-6
+
 
 @frozen(kw_only=True)
 class Arrival:
@@ -225,8 +228,9 @@ class History:
                 continue
             made += 1
             delay = delay_before_retry(phases, made)
-            if delay is not None and after.started - before.started < delay.total_seconds():
-                self._break("too soon", status.id, f"retry {made} after {after.started - before.started:.3f} s")
+            waited = after.started - before.started
+            if delay is not None and waited < delay.total_seconds() - _ROUNDING_SECONDS:
+                self._break("too soon", status.id, f"retry {made} after {waited:.3f} s")
 
     def _judge_queue(self, arrivals: list[Arrival]) -> None:
         first_accepted: dict[int, float] = {}

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from callbackq.testing.simulation import shrink, simulate, story
 from callbackq.testing.simulation.campaign import run_seeds
+from callbackq.testing.simulation.small_scope import explore
 
 _MOST_STORIES = 3
 
@@ -23,15 +24,33 @@ def _show(counts: Counter[str]) -> Iterable[str]:
         yield f"  {left}   {right}".rstrip()
 
 
+def _try_small_scope(crashes: int) -> int:
+    began = time.monotonic()
+    scope = explore(crashes=crashes)
+    print(
+        f"2 dispatchers, 1 queue, 3 callbacks, at most {crashes} crashes: {scope.states:,} states, "
+        f"{scope.steps:,} steps, {scope.endings:,} endings in {time.monotonic() - began:.0f} s: "
+        f"{len(scope.violations)} broken promises"
+    )
+    for violation, way in sorted(scope.violations, key=lambda one: len(one[1]))[:_MOST_STORIES]:
+        print(f"\n{violation.rule} {violation.callback_id}: {violation.detail}", *way, sep="\n  ")
+    return min(len(scope.violations), 100)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command. Returns how many seeds broke a promise, at most 100."""
+    """Run the command. Returns how many promises or seeds were broken, at most 100."""
     parser = argparse.ArgumentParser(prog="python -m callbackq.testing.simulation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=2000, help="how many to run")
     parser.add_argument("--start", type=int, default=0, help="the first")
     parser.add_argument("--store", choices=("memory", "sqlite"), default="memory")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--log", action="store_true", help="print the whole log of each run")
+    parser.add_argument(
+        "--small-scope", type=int, metavar="CRASHES", help="instead of seeds: every order, with so many crashes at most"
+    )
     options = parser.parse_args(arguments)
+    if options.small_scope is not None:
+        return _try_small_scope(options.small_scope)
     if options.log:
         for seed in range(options.start, options.start + options.seeds):
             print(simulate(seed, store=options.store).text(), end="")

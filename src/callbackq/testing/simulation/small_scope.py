@@ -1,0 +1,547 @@
+"""
+Every order of events in a small world: two dispatchers, one queue, three callbacks, and a number of crashes.
+
+Chance finds what is likely. This finds what is possible: after each call of the store, each arrival at the receiver and
+each answer, all that could happen next is tried, a crash before and after each call among it. States that were seen
+already are not looked at again.
+
+A dispatcher stops in the middle of its step wherever it calls the store. No thread is needed for that: its life is run
+again from its start, with the replies that it was given so far, up to the next call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
+from datetime import UTC, datetime, timedelta
+from math import ceil, inf
+from typing import Any, Final
+
+from attrs import evolve, field, frozen, mutable
+
+from callbackq.core.delivery import Answer, Delivery, Outcome
+from callbackq.core.models import CallbackRequest, CallbackState, RetryPhase
+from callbackq.core.verdict import ResponsePolicy
+from callbackq.dataaccess import DataAccess
+from callbackq.engine import Engine
+from callbackq.errors import CallbackNotFoundError, LockLostError
+from callbackq.events import ObservedEvent
+from callbackq.reporting import Reporter
+from callbackq.settings import Settings
+from callbackq.stores.memory import InMemoryDataAccess
+from callbackq.testing.history import Arrival, History, Violation
+
+__all__ = ["SmallScope", "explore"]
+
+_START: Final = datetime(2026, 1, 1, tzinfo=UTC)
+_UPTIME_US: Final = 1_000_000_000
+_RETRY_DELAY: Final = timedelta(seconds=5)
+# A refusal, the calls of the store in between, and the time that passes: far more than any way takes.
+_DEEPEST: Final = 150
+_HINT: Final = (-1, 0)
+_SETTINGS: Final = Settings(
+    machine_name="machine",
+    concurrency=2,
+    host_concurrency=2,
+    lock_timeout=timedelta(seconds=30),
+    # Longer than a lock: what becomes due is found because the store says when.
+    poll_interval=timedelta(seconds=60),
+    max_abandoned=5,
+    retry_jitter=0.0,
+    response_policy=ResponsePolicy(),
+    deadline=timedelta(seconds=15),
+)
+
+
+@frozen(kw_only=True)
+class SmallScope:
+    """
+    What came of trying everything.
+
+    Attributes:
+        states: different states that were reached.
+        steps: steps from one state to the next that were tried.
+        endings: different states in which all callbacks had ended.
+        violations: every broken promise, with the steps that led there.
+    """
+
+    states: int
+    steps: int
+    endings: int
+    violations: list[tuple[Violation, tuple[str, ...]]] = field(factory=list)
+
+
+class _Suspended(BaseException):
+    """A dispatcher has come to a call of the store, or to a rest."""
+
+
+class _Clock:
+    """Shows the time of the part of a life that is being run."""
+
+    def __init__(self, now_us: int = 0) -> None:
+        self.now_us = now_us
+
+    def now(self) -> datetime:
+        return _START + timedelta(microseconds=self.now_us)
+
+    def monotonic(self) -> float:
+        return (self.now_us + _UPTIME_US) / 1e6
+
+    def boot_id(self) -> str:
+        return "boot"
+
+
+@frozen
+class _Reply:
+    """What a dispatcher was given, and when."""
+
+    at_us: int
+    call: str
+    value: Any
+
+
+@mutable
+class _Life:
+    """
+    One life of a dispatcher.
+
+    Attributes:
+        replies: what it was given so far.
+        call: the call it waits for; ``None`` while it rests.
+        wakes_us: when it wants to go on from its rest.
+        sent: how many requests it has handed to the transport.
+        answers: what came of those that have been answered, to be told at its next step.
+        engine: its engine, as it stands at the call or rest.
+    """
+
+    replies: tuple[_Reply, ...]
+    call: tuple[str, tuple[Any, ...], dict[str, Any]] | None = None
+    wakes_us: float = 0.0
+    sent: int = 0
+    answers: tuple[tuple[int, int], ...] = ()
+    engine: Engine | None = None
+
+    def key(self, now_us: int) -> tuple[object, ...]:
+        """
+        What tells this life from others: all that can make a difference from here on.
+
+        Instants count from now, so that it doesn't matter how long ago something happened, only how long ago it is.
+        """
+        call = "" if self.call is None else self.call[0]
+        wakes = max(self.wakes_us - now_us, 0.0) if self.call is None else 0.0
+        told = sorted(self.answers)
+        return (call, wakes, tuple(told), () if self.engine is None else _facts_of(self.engine, now_us))
+
+
+def _facts_of(engine: Engine, now_us: int) -> tuple[object, ...]:
+    now = (now_us + _UPTIME_US) / 1e6
+
+    def from_now(reading: float) -> float:
+        return max(round(reading - now, 6), -1e-6)
+
+    slots = tuple(
+        (
+            slot.acquired.id,
+            slot.acquired.lock.token,
+            slot.acquired.abandoned,
+            slot.acquired.attempts_made,
+            slot.delivery and (slot.delivery.token, slot.delivery.attempt, round(slot.delivery.ends_at - now, 6)),
+            slot.attempt and slot.attempt.status_code,
+            slot.ends_unsent,
+            slot.release_after,
+            slot.is_overdue,
+        )
+        for slot in engine._slots.values()
+    )
+    lines = tuple(
+        (tuple(slot.acquired.id for slot in line.slots), from_now(line.rest.until), line.suspects)
+        for line in engine.recorder._lines()
+    )
+    return (
+        slots,
+        lines,
+        engine.inbox.qsize(),
+        from_now(engine._look_at),
+        from_now(engine._parked_until),
+        from_now(engine._look_for_overstaying_at),
+    )
+
+
+@frozen
+class _Flight:
+    """A request on its way to the receiver."""
+
+    machine: int
+    number: int
+    delivery: Delivery = field(eq=False)
+
+
+@mutable
+class _State:
+    """The whole world at one moment."""
+
+    store: InMemoryDataAccess
+    clock: _Clock
+    lives: list[_Life]
+    flights: tuple[_Flight, ...] = ()
+    arrivals: tuple[Arrival, ...] = ()
+    crashes: int = 0
+
+
+class _Stage(DataAccess):
+    """The store as a life that is run again meets it: replies as they were, and then the end."""
+
+    durability = InMemoryDataAccess.durability
+
+    def __init__(self, life: _Life, clock: _Clock, store: InMemoryDataAccess) -> None:
+        self._life = life
+        self._clock = clock
+        self._store = store
+        self._next = 0
+
+    def take(self, call: str, *args: Any, **kwargs: Any) -> Any:
+        if self._next == len(self._life.replies):
+            self._life.call = None if call == "rest" else (call, args, kwargs)
+            raise _Suspended
+        reply = self._life.replies[self._next]
+        assert reply.call == call, "a dispatcher did something else when it was run again"
+        self._next += 1
+        self._clock.now_us = reply.at_us
+        return reply.value
+
+    def acquire_locks(self, machine_name: str, *, lock_timeout: timedelta, limit: int) -> Any:
+        return self.take("acquire_locks", machine_name, lock_timeout=lock_timeout, limit=limit)
+
+    def record_attempts(self, records: Any) -> Any:
+        return self.take("record_attempts", records)
+
+    def release_locks(self, locks: Any) -> Any:
+        return self.take("release_locks", locks)
+
+    def next_due(self) -> Any:
+        # In one step with the call before it: it is a hint when to look again, and is not waited for.
+        if self._next == len(self._life.replies):
+            due = self._store.next_due()
+            self._life.replies += (_Reply(self._clock.now_us, "next_due", due),)
+        return self.take("next_due")
+
+    def now(self) -> datetime:
+        return self._clock.now()
+
+    def get_callback_status(self, id: str) -> Any:
+        # It is read for the name of the machine in an event only; the takeover goes on without it.
+        raise CallbackNotFoundError(id)
+
+    def open(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def store_callback_request(self, request: Any, *, id: Any = None) -> Any:
+        raise NotImplementedError
+
+    def release_lock(self, acquired: Any, *, delay: Any = None) -> Any:
+        raise NotImplementedError
+
+    def record_attempt(self, acquired: Any, attempt: Any, transition: Any) -> Any:
+        raise NotImplementedError
+
+    def request_transition(self, id: Any, action: Any) -> Any:
+        raise NotImplementedError
+
+
+class _Sender:
+    def __init__(self) -> None:
+        self.submitted: list[tuple[Delivery, Callable[[Outcome], None]]] = []
+
+    def submit(self, delivery: Delivery, done: Callable[[Outcome], None]) -> None:
+        self.submitted.append((delivery, done))
+
+    def interrupt(self, deliveries: Iterable[Delivery]) -> None:
+        raise AssertionError("nobody stops here")
+
+
+class _Deaf:
+    def observe(self, event: ObservedEvent) -> None: ...
+
+
+def _go_on(life: _Life, store: InMemoryDataAccess) -> list[Delivery]:
+    """Run a life up to its next call or rest. Returns what it has sent since the last time."""
+    clock = _Clock()
+    sender, stage = _Sender(), _Stage(life, clock, store)
+    try:
+        clock.now_us = stage.take("start")
+        engine = Engine(
+            stage,
+            sender,
+            settings=_SETTINGS,
+            reporter=Reporter(_Deaf(), "machine"),
+            clock=clock,
+            random=lambda: 0.5,
+            on_notification_owed=lambda: None,
+        )
+        life.engine = engine
+        while True:
+            wait = engine.step()
+            life.wakes_us = inf if wait == inf else clock.now_us + max(ceil(wait * 1e6), 1)
+            for number, status in stage.take("rest"):
+                if (number, status) == _HINT:
+                    engine.wake()
+                else:
+                    sender.submitted[number][1](_answer(status, clock))
+    except _Suspended:
+        pass
+    new = [delivery for delivery, _ in sender.submitted[life.sent :]]
+    life.sent = len(sender.submitted)
+    return new
+
+
+def _answer(status: int, clock: _Clock) -> Answer:
+    return Answer(status_code=status, time=clock.now(), duration=timedelta(0))
+
+
+class _Explorer:
+    def __init__(self, crashes: int, machines: int, callbacks: int) -> None:
+        self._most_crashes = crashes
+        self._machines = machines
+        self._ids = [f"c{number}" for number in range(callbacks)]
+        self._seen: set[object] = set()
+        self._steps = 0
+        self._endings = 0
+        self._violations: list[tuple[Violation, tuple[str, ...]]] = []
+        self._memo: dict[int, object] = {}
+
+    def explore(self) -> SmallScope:
+        clock = _Clock()
+        store = InMemoryDataAccess(clock=clock)
+        for id in self._ids:
+            request = CallbackRequest(
+                url="http://receiver.test/", queue_id="q", retry_phases=[RetryPhase(retries=1, delay=_RETRY_DELAY)]
+            )
+            store.store_callback_request(request, id=id)
+            self._memo[id_of(request)] = request
+        self._memo[id_of(store._mutex)] = store._mutex
+        state = _State(store, clock, [])
+        for machine in range(self._machines):
+            self._start(state, machine)
+        # Not recursive: ways are longer than Python's stack.
+        todo: list[tuple[_State, tuple[str, ...]]] = [(state, ())]
+        self._seen.add(self._key(state))
+        while todo:
+            state, way = todo.pop()
+            for words, following in self._following(state):
+                self._steps += 1
+                key = self._key(following)
+                if key in self._seen:
+                    continue
+                self._seen.add(key)
+                path = (*way, words)
+                if self._is_over(following):
+                    self._endings += 1
+                    self._judge(following, path)
+                elif len(path) > _DEEPEST:
+                    self._break("not drained", path)
+                else:
+                    todo.append((following, path))
+        return SmallScope(states=len(self._seen), steps=self._steps, endings=self._endings, violations=self._violations)
+
+    def _break(self, rule: str, way: tuple[str, ...]) -> None:
+        self._violations.append((Violation(rule=rule, callback_id="", detail="no way to an end"), way))
+
+    def _copy(self, state: _State) -> _State:
+        clock = _Clock(state.clock.now_us)
+        memo: dict[int, Any] = {**self._memo, id_of(state.clock): clock}
+        return evolve(
+            state, store=deepcopy(state.store, memo), clock=clock, lives=[evolve(life) for life in state.lives]
+        )
+
+    def _key(self, state: _State) -> object:
+        callbacks = tuple(
+            (
+                one.state.value,
+                max((one.due - state.clock.now()) // timedelta(microseconds=1), -1) if one.state.is_open else 0,
+                one.sequence,
+                one.attempts_made,
+                one.abandoned,
+                one.accepted_late,
+                tuple((lock.token, lock.completed, lock.ended is None) for lock in one.locks),
+                tuple((result.token, result.written is None) for result in one.results),
+            )
+            for one in state.store._callbacks.values()
+        )
+        last = {one.callback_id: state.clock.now_us - round(one.started * 1e6) for one in state.arrivals}
+        is_open = {one.id for one in state.store._callbacks.values() if one.state.is_open}
+        facts = (
+            callbacks,
+            tuple(life.key(state.clock.now_us) for life in state.lives),
+            tuple((flight.machine, flight.delivery.token) for flight in state.flights),
+            tuple((one.callback_id, one.token, one.accepted is None) for one in state.arrivals),
+            tuple(ago for id, ago in last.items() if id in is_open),
+            state.crashes,
+        )
+        return hashlib.blake2b(repr(facts).encode(), digest_size=16).digest()
+
+    def _start(self, state: _State, machine: int) -> None:
+        life = _Life((_Reply(state.clock.now_us, "start", state.clock.now_us),))
+        if machine == len(state.lives):
+            state.lives.append(life)
+        else:
+            state.lives[machine] = life
+        self._run(state, machine)
+
+    def _run(self, state: _State, machine: int) -> None:
+        life = state.lives[machine]
+        before = life.sent
+        sent = _go_on(life, state.store)
+        flights = (_Flight(machine, before + number, delivery) for number, delivery in enumerate(sent))
+        state.flights += tuple(flights)
+
+    # What can happen next.
+
+    def _following(self, state: _State) -> Iterator[tuple[str, _State]]:
+        found = False
+        for machine, life in enumerate(state.lives):
+            is_ready = life.call is not None or bool(life.answers) or life.wakes_us <= state.clock.now_us
+            if is_ready:
+                found = True
+                yield self._with(state, machine, self._call if life.call else self._step)
+        for flight in state.flights:
+            found = True
+            following = self._copy(state)
+            self._arrive(following, flight)
+            yield f"c{flight.delivery.callback_id} arrives", following
+        if state.crashes < self._most_crashes:
+            yield from self._crashes(state)
+        if not found:
+            following = self._copy(state)
+            wakes = min(life.wakes_us for life in state.lives)
+            if wakes == inf:
+                return
+            following.clock.now_us = int(wakes)
+            yield "time passes", following
+
+    def _with(self, state: _State, machine: int, happen: Callable[[_State, int], str]) -> tuple[str, _State]:
+        following = self._copy(state)
+        return f"machine {machine} {happen(following, machine)}", following
+
+    def _crashes(self, state: _State) -> Iterator[tuple[str, _State]]:
+        for machine, life in enumerate(state.lives):
+            yield self._with(state, machine, self._crash)
+            if life.call is not None:
+                yield self._with(state, machine, self._crash_after_call)
+
+    def _crash(self, state: _State, machine: int) -> str:
+        state.crashes += 1
+        state.flights = tuple(flight for flight in state.flights if flight.machine != machine)
+        self._start(state, machine)
+        return "crashes"
+
+    def _crash_after_call(self, state: _State, machine: int) -> str:
+        words = self._answer_call(state, machine)
+        return f"{words}, and {self._crash(state, machine)}"
+
+    def _call(self, state: _State, machine: int) -> str:
+        words = self._answer_call(state, machine)
+        self._run(state, machine)
+        return words
+
+    def _answer_call(self, state: _State, machine: int) -> str:
+        life = state.lives[machine]
+        assert life.call is not None
+        name, args, kwargs = life.call
+        wakes: list[None] = []
+        unsubscribe = state.store.subscribe(lambda: wakes.append(None))
+        value = getattr(state.store, name)(*args, **kwargs)
+        unsubscribe()
+        if wakes:
+            # Both hear of it: at their next rest, which this ends.
+            for one in state.lives:
+                if _HINT not in one.answers:
+                    one.answers += (_HINT,)
+        words = f"{name} {_in_words(value, state)}"
+        life.replies += (_Reply(state.clock.now_us, name, value),)
+        return words
+
+    def _step(self, state: _State, machine: int) -> str:
+        life = state.lives[machine]
+        answers, life.answers = life.answers, ()
+        words = f"wakes {answers}"
+        life.replies += (_Reply(state.clock.now_us, "rest", answers),)
+        self._run(state, machine)
+        return words
+
+    def _arrive(self, state: _State, flight: _Flight) -> None:
+        delivery = flight.delivery
+        state.flights = tuple(one for one in state.flights if one != flight)
+        callback = state.store._callbacks[delivery.callback_id]
+        # The second callback is refused once.
+        is_refused = delivery.callback_id == self._ids[1] and delivery.attempt == 1
+        at = state.clock.now_us / 1e6
+        state.arrivals += (
+            Arrival(
+                callback_id=delivery.callback_id,
+                queue_id="q",
+                sequence=delivery.sequence,
+                token=delivery.token,
+                started=at,
+                accepted=None if is_refused else at,
+            ),
+        )
+        if callback.state is not CallbackState.LOCKED or callback.locks[-1].token != delivery.token:
+            self._violations.append(
+                (Violation(rule="unrecorded", callback_id=callback.id, detail="sent without a live lock"), ())
+            )
+        state.lives[flight.machine].answers += ((flight.number, 503 if is_refused else 200),)
+
+    # The end.
+
+    def _is_over(self, state: _State) -> bool:
+        return not any(one.state.is_open for one in state.store._callbacks.values())
+
+    def _judge(self, state: _State, way: tuple[str, ...]) -> None:
+        judgement = History(
+            state.arrivals,
+            state.store.list_callbacks(),
+            acknowledged=self._ids,
+            duplicates_bound=state.crashes,
+        ).judge()
+        self._violations += [(violation, way) for violation in judgement.violations]
+        for callback in state.store._callbacks.values():
+            # One retry is all the second one needs, and no crash uses it up.
+            expected = 2 if callback.id == self._ids[1] else 1
+            if callback.state is not CallbackState.SUCCEEDED or callback.attempts_made != expected:
+                detail = f"{callback.state.value} after {callback.attempts_made} attempts"
+                self._violations.append((Violation(rule="counts", callback_id=callback.id, detail=detail), way))
+
+
+def id_of(thing: object) -> int:
+    """Python's `id`, a word that means something else here."""
+    return id(thing)
+
+
+def _in_words(value: Any, state: _State) -> str:
+    if isinstance(value, datetime):
+        return str((value - state.clock.now()) // timedelta(microseconds=1))
+    if not isinstance(value, list):
+        return str(value)
+    words = []
+    for one in value:
+        if isinstance(one, LockLostError):
+            words.append("lost")
+        elif hasattr(one, "lock"):
+            words.append(f"{one.id} token {one.lock.token} abandoned {one.abandoned} made {one.attempts_made}")
+        else:
+            words.append(f"{one.state.value} {one.delay}")
+    return ", ".join(words)
+
+
+def explore(*, crashes: int = 2, machines: int = 2, callbacks: int = 3) -> SmallScope:
+    """
+    Try every order of events.
+
+    Args:
+        crashes: how many there may be in one run, at most.
+        machines: how many dispatchers.
+        callbacks: how many, at least 2, all in one queue; the second is refused once.
+    """
+    return _Explorer(crashes, machines, callbacks).explore()

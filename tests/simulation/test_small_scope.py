@@ -1,0 +1,37 @@
+"""Every order of events in a small world keeps the promises, and the search notices when one doesn't."""
+
+from __future__ import annotations
+
+import pytest
+
+from callbackq.testing.simulation.small_scope import explore
+from simulation.planted import PLANTED
+
+
+def test_no_order_of_events_with_a_crash_breaks_a_promise() -> None:
+    scope = explore(crashes=1)
+
+    assert scope.violations == []
+    assert scope.states > 5_000
+    assert scope.endings > 200
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "crashes", "callbacks"),
+    [
+        ("a retry lets the next one go", "early start", 0, 3),
+        ("last in, first out", "order", 0, 3),
+        ("one attempt too few", "counts", 0, 2),
+        ("recorded before it is sent", "contradiction", 0, 2),
+        ("the next one may go as soon as the head is locked", "lock overlap", 1, 2),
+        ("the retry delay is forgotten", "too soon", 0, 2),
+        ("a lock that times out is never taken over", "not drained", 1, 2),
+        ("an abandoned lock counts as an attempt", "counts", 1, 2),
+        ("tokens repeat", "token order", 1, 2),
+    ],
+)
+def test_a_planted_fault_is_found(name: str, rule: str, crashes: int, callbacks: int) -> None:
+    with PLANTED[name]():
+        scope = explore(crashes=crashes, callbacks=callbacks)
+
+    assert rule in {violation.rule for violation, _ in scope.violations}
