@@ -229,7 +229,8 @@ class DataAccess(Protocol):
             The transition as it was settled and written.
 
         Raises:
-            LockLostError: a later lock exists, or the callback is no longer LOCKED; nothing was changed.
+            LockLostError: a later lock exists, or the callback is no longer LOCKED; nothing was changed. So also when
+                a call is repeated that was carried out: unlike `record_attempt`, this one has no result to lose.
         """
         ...
 
