@@ -432,6 +432,7 @@ class SupportsNotifications(Protocol):
         * The first lease of an e-mail decides of which debts it tells: all there are. It tells of the same, and has
           the same *first_token*, until `record_notification` ends it, however often it is tried or its lease times
           out. Debts that come later are left to the next e-mail.
+        * A call that raises may have leased some all the same: they come when that lease times out.
         """
         ...
 
