@@ -229,7 +229,8 @@ class DataAccess(Protocol):
             The transition as it was settled and written.
 
         Raises:
-            LockLostError: a later lock exists, or the callback is no longer LOCKED; nothing was changed.
+            LockLostError: a later lock exists, or the callback is no longer LOCKED; nothing was changed. So also when
+                a call is repeated that was carried out: unlike `record_attempt`, this one has no result to lose.
         """
         ...
 
@@ -431,6 +432,7 @@ class SupportsNotifications(Protocol):
         * The first lease of an e-mail decides of which debts it tells: all there are. It tells of the same, and has
           the same *first_token*, until `record_notification` ends it, however often it is tried or its lease times
           out. Debts that come later are left to the next e-mail.
+        * A call that raises may have leased some all the same: they come when that lease times out.
         """
         ...
 

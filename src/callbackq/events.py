@@ -38,7 +38,10 @@ class EventKind(Enum):
     RELEASED = "released"
     """The lock was given back unused; the callback is WAITING. (If it was cancelled meanwhile: CANCELLED.)"""
     LOCK_LOST = "lock lost"
-    """Another dispatcher took over before the result was recorded; the attempt, if there was one, was kept as late."""
+    """
+    Another dispatcher took over before the result was recorded; the attempt, if there was one, was kept as late.
+    Without an attempt, it may also be a lock that was given back already when the store failed, and again afterwards.
+    """
 
     STARTED = "dispatcher started"
     STOPPED = "dispatcher stopped"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
 from functools import partial
 
+import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 from psycopg_pool import ConnectionPool
@@ -17,6 +19,7 @@ from callbackq.dataaccess import Action
 from callbackq.errors import DataAccessError, InvalidRequestError
 from callbackq.events import EventKind
 from callbackq.stores.postgres import PostgreSQLDataAccess, migrate
+from callbackq.stores.postgres.transaction import Profile
 from callbackq.testing import ScriptedTransport
 from support.canaries import HOSTILE_ID, Watch, canary
 from support.dispatching import Witness
@@ -98,6 +101,69 @@ def test_no_lost_connection_shows_anything(proxy: CuttingProxy) -> None:
 
     assert watch.leaks() == []
     assert unfit_lines(watch) == []
+
+
+# What a host may have added to the tables. PostgreSQL quotes the whole row with what these refuse.
+REFUSING = {
+    "23514": "ALTER TABLE callbackq.requests ADD CHECK (length(url) < 9)",
+    "23502": "ALTER TABLE callbackq.requests ADD COLUMN tenant TEXT NOT NULL",
+    "23505": "CREATE UNIQUE INDEX one_each ON callbackq.requests (url)",
+    "22P02": "CREATE INDEX numbers ON callbackq.requests (CAST(url AS BIGINT))",
+    "P0001": """
+        CREATE FUNCTION callbackq.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN RAISE 'unfit: %', NEW.url USING DETAIL = NEW.headers, HINT = NEW.email_address; END $$;
+        CREATE TRIGGER refuse BEFORE INSERT ON callbackq.requests FOR EACH ROW EXECUTE FUNCTION callbackq.refuse()
+    """,
+}
+
+
+@pytest.mark.parametrize("profile", ["postgres", "distributed"])
+@pytest.mark.parametrize("state", REFUSING)
+def test_no_row_that_the_database_refuses_shows_behind_our_error(
+    postgres: PostgreSQL, migrated_database: str, profile: Profile, state: str
+) -> None:
+    conninfo = postgres.conninfo(migrated_database)
+    with (
+        Watch() as watch,
+        PostgreSQLDataAccess(conninfo, profile=profile) as store,
+        closing(psycopg.connect(conninfo)) as application,
+    ):
+        if state == "23505":
+            store.store_callback_request(a_request())
+        with closing(psycopg.connect(conninfo, autocommit=True)) as host:
+            host.execute(REFUSING[state])
+        errors = [
+            watch.raised_by("storing", partial(store.store_callback_request, a_request())),
+            watch.raised_by("storing several", partial(store.store_callback_requests, [a_request()] * 2)),
+            watch.raised_by("enlisting", partial(store.store_callback_request, a_request(), connection=application)),
+        ]
+
+    assert watch.leaks() == []
+    assert unfit_lines(watch) == []
+    for error in errors:
+        assert isinstance(error, DataAccessError)
+        assert isinstance(error.__cause__, psycopg.Error)
+        assert error.__cause__.sqlstate == state
+        assert type(error.__cause__) is psycopg.errors.lookup(state)
+        assert error.__cause__.__traceback__ is not None
+
+
+def test_behind_our_error_the_driver_still_says_what_is_in_the_way(
+    postgres: PostgreSQL, migrated_database: str
+) -> None:
+    conninfo = postgres.conninfo(migrated_database)
+    with PostgreSQLDataAccess(conninfo) as store:
+        with closing(psycopg.connect(conninfo, autocommit=True)) as host:
+            host.execute("ALTER TABLE callbackq.requests ADD CONSTRAINT short CHECK (length(url) < 9)")
+        with pytest.raises(DataAccessError) as refused:
+            store.store_callback_request(a_request())
+        with closing(psycopg.connect(conninfo, autocommit=True)) as host:
+            host.execute("DROP TABLE callbackq.debts")
+        with pytest.raises(DataAccessError) as missing:
+            store.purge(finished_for=timedelta(0))
+
+    assert str(refused.value.__cause__) == "23514 (table requests, constraint short)"
+    assert str(missing.value.__cause__) == 'relation "callbackq.debts" does not exist'
 
 
 def test_a_pool_of_the_hosts_does_not_show_its_password_through_us(proxy: CuttingProxy) -> None:

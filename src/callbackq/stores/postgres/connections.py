@@ -223,7 +223,7 @@ class OwnConnections(Connections):
             connection.longest_silence_seconds = self._patience_seconds + _LONGEST_SILENCE_SECONDS
             _let_prepare(connection)
         except psycopg.Error as error:
-            raise faults.translate(error, nothing_written=True) from error
+            faults.raise_ours(error, nothing_written=True)
         return connection
 
     def _give_back(self, connection: psycopg.Connection[Any]) -> None:
@@ -258,7 +258,7 @@ class PoolConnections(Connections):
         try:
             connection = self._pool.getconn(timeout=self._patience_seconds)
         except psycopg.Error as error:  # PoolTimeout and PoolClosed among them
-            raise faults.translate(error, nothing_written=True) from error
+            faults.raise_ours(error, nothing_written=True)
         begins_by_itself = not connection.autocommit
         try:
             if begins_by_itself:

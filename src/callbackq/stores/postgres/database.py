@@ -102,7 +102,7 @@ class Database:
                         self._prepare(connection)
                         ((self._store, _),) = _execute_all(connection, self._which_store)
                     except psycopg.Error as error:
-                        raise faults.translate(error, nothing_written=True) from error
+                        faults.raise_ours(error, nothing_written=True)
                 self._is_prepared = True
             return self._connections
 
@@ -139,7 +139,7 @@ class Database:
                 except BaseException as error:
                     _roll_back(connection)
                     if isinstance(error, psycopg.Error):
-                        raise faults.translate(error, nothing_written=True) from error
+                        faults.raise_ours(error, nothing_written=True)
                     raise
                 return result
 
@@ -157,7 +157,7 @@ class Database:
                 try:
                     return operation(self._transaction(connection, {}))
                 except psycopg.Error as error:
-                    raise faults.translate(error, nothing_written=faults.is_undone(error)) from error
+                    faults.raise_ours(error, nothing_written=faults.is_undone(error))
 
         return self._persistently(run_once, is_repeatable=True)
 
@@ -216,13 +216,13 @@ class Database:
             except BaseException as error:
                 _roll_back(connection)
                 if isinstance(error, psycopg.Error):
-                    raise faults.translate(error, nothing_written=True) from error
+                    faults.raise_ours(error, nothing_written=True)
                 raise
             try:
                 execute(connection, "COMMIT")
             except psycopg.Error as error:
                 _roll_back(connection)
-                raise faults.translate(error, nothing_written=faults.is_undone(error)) from error
+                faults.raise_ours(error, nothing_written=faults.is_undone(error))
             return result
 
     def _transaction(
@@ -307,7 +307,7 @@ class Enlisted:
             with self._savepoint():
                 return operation(PostgreSQLTransaction(self._connection, self._statements, {}))
         except psycopg.Error as error:
-            raise faults.translate_enlisted(error) from error
+            faults.raise_enlisted(error)
 
     @contextmanager
     def _savepoint(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import psycopg
 from psycopg_pool import PoolTimeout
@@ -20,8 +20,8 @@ __all__ = [
     "is_taken_id",
     "is_undone",
     "passes_at_once",
-    "translate",
-    "translate_enlisted",
+    "raise_enlisted",
+    "raise_ours",
     "without_password",
 ]
 
@@ -72,13 +72,34 @@ _LASTING: Final[dict[str, str]] = {
     "42P01": "has no such table: call open() or migrate first, and look whether it is the store's database and schema",
 }
 
+_QUOTES_NO_VALUES: Final = ("08", "0A", "25", "26", "28", "3D", "40", "42", "53", "54", "55", "57", "58")
+"""Classes of SQLSTATEs whose first line names things of the database at most."""
 
-def translate(error: psycopg.Error, *, nothing_written: bool) -> DataAccessError:
-    """
-    Build our error for one of the driver's, which is its cause.
 
-    Without the driver's text: it may quote the values of a statement.
-    """
+def raise_ours(error: psycopg.Error, *, nothing_written: bool) -> NoReturn:
+    """Raise our error for one of the driver's, which is its cause, less what it quotes."""
+    _raise_alone(_translate(error, nothing_written=nothing_written))
+
+
+def raise_enlisted(error: psycopg.Error) -> NoReturn:
+    """Raise our error for one of the driver's in a transaction of the application's."""
+    ours = _translate(error, nothing_written=True)
+    if isinstance(ours, TransientDataAccessError):
+        told = TransientDataAccessError(f"{ours}: roll the transaction back and repeat it")
+        told.__cause__ = ours.__cause__
+        _raise_alone(told)
+    _raise_alone(ours)
+
+
+def _raise_alone(error: DataAccessError) -> NoReturn:
+    try:
+        raise error
+    finally:
+        # The driver's error, which is being handled, would stay as its context, with all that it quotes.
+        error.__context__ = None
+
+
+def _translate(error: psycopg.Error, *, nothing_written: bool) -> DataAccessError:
     state = error.sqlstate or ""
     lost = _is_lost_connection(error)
     passing = state in _PASSING or lost
@@ -88,18 +109,29 @@ def translate(error: psycopg.Error, *, nothing_written: bool) -> DataAccessError
     )
     kind = TransientDataAccessError if nothing_written and passing else DataAccessError
     ours = kind(f"the PostgreSQL server {words} ({state or type(error).__name__})")
-    ours.__cause__ = error
+    ours.__cause__ = _without_values(error)
     return ours
 
 
-def translate_enlisted(error: psycopg.Error) -> DataAccessError:
-    """Build our error for one of the driver's in a transaction of the application's."""
-    ours = translate(error, nothing_written=True)
-    if not isinstance(ours, TransientDataAccessError):
-        return ours
-    told = TransientDataAccessError(f"{ours}: roll the transaction back and repeat it")
-    told.__cause__ = error
-    return told
+def _without_values(error: psycopg.Error) -> psycopg.Error:
+    """
+    Give an error of the same class that quotes no row and no value of a statement.
+
+    What the server sends with one may hold them: a row that a constraint refuses is quoted whole, and whoever prints a
+    traceback of ours prints its cause, too.
+    """
+    diag = error.diag
+    if diag.sqlstate is None:
+        return error  # the driver's own words, or those of a connection that was lost
+    if diag.sqlstate.startswith(_QUOTES_NO_VALUES):
+        words = diag.message_primary or diag.sqlstate
+    else:
+        places = {"table": diag.table_name, "column": diag.column_name, "constraint": diag.constraint_name}
+        named = ", ".join(f"{kind} {name}" for kind, name in places.items() if name)
+        words = f"{diag.sqlstate} ({named})" if named else diag.sqlstate
+    told = type(error)(words)
+    told.sqlstate = error.sqlstate
+    return told.with_traceback(error.__traceback__)
 
 
 class Doubt:

@@ -102,7 +102,7 @@ def migrate(conninfo: str, *, schema: str = "callbackq", profile: Profile = "pos
         ) as connection:
             prepare(connection, schema=schema, profile=profile, may_migrate=True)
     except psycopg.Error as error:
-        raise faults.translate(error, nothing_written=False) from error
+        faults.raise_ours(error, nothing_written=False)
 
 
 def prepare(connection: psycopg.Connection[Any], *, schema: str, profile: Profile, may_migrate: bool) -> None:

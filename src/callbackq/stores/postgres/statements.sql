@@ -377,6 +377,13 @@ ORDER BY c.finished
 LIMIT :limit
 FOR UPDATE OF c SKIP LOCKED;
 
+-- name: owing
+-- debts_of_callback, their mailings by key.
+SELECT d.callback
+FROM {schema}.debts AS d
+WHERE d.callback = ANY(CAST(:ids AS TEXT[]))
+    AND d.number > (SELECT m.paid FROM {schema}.mailings AS m WHERE m.mailing = d.mailing);
+
 -- name: forget_history
 -- By key, whose entries of one callback stand side by side.
 DELETE FROM {schema}.history WHERE callback = ANY(CAST(:callback AS TEXT[]));

@@ -170,6 +170,20 @@ class PostgreSQLTransaction(Transaction):
     def draw_tokens(self, count: int, now: int) -> int:
         return self.began
 
+    def purgeable(self, *, before: int, limit: int) -> list[Key]:
+        found = [id for (id,) in self.all("purgeable", before=before, limit=limit)]
+        if not found:
+            return []
+        # What was found may have been redelivered before it was locked, and have failed again and owe an e-mail: so all
+        # is looked at once more when it is locked.
+        rows = self.rows_to_change(found)
+        owing = {id for (id,) in self.all("owing", ids=found)}
+        return [
+            id
+            for id, row in rows.items()
+            if row.finished is not None and row.finished <= before and not row.is_head and id not in owing
+        ]
+
     def owe(self, debts: Sequence[Mapping[str, object]]) -> None:
         self.run_many("owe", debts)
 

@@ -12,8 +12,8 @@ __all__ = ["purge"]
 
 def purge(transaction: Transaction, now: int, *, finished_for: timedelta, limit: int) -> int:
     """Forget finished callbacks, and say how many."""
-    rows = transaction.all("purgeable", before=earlier(now, finished_for), limit=limit)
-    callbacks = [{"callback": key} for (key,) in rows]
+    found = transaction.purgeable(before=earlier(now, finished_for), limit=limit)
+    callbacks = [{"callback": key} for key in found]
     for statement in ("forget_history", "forget_request", "forget_callback"):
         if callbacks:
             transaction.run_many(statement, callbacks)

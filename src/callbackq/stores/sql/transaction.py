@@ -61,6 +61,11 @@ class Transaction(Protocol):
         ...
 
     @abstractmethod
+    def purgeable(self, *, before: int, limit: int) -> list[Key]:
+        """Find callbacks that can be forgotten, that ended *before*, and that nobody else can change any more."""
+        ...
+
+    @abstractmethod
     def owe(self, debts: Sequence[Mapping[str, object]]) -> None:
         """Write that somebody is to be told of callbacks' failures; each debt says which callback, and when it is."""
         ...

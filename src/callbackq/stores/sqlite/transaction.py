@@ -51,6 +51,9 @@ class SQLiteTransaction(Transaction):
         last: int = self.value("last_token")
         return last - count + 1
 
+    def purgeable(self, *, before: int, limit: int) -> list[Key]:
+        return [key for (key,) in self.all("purgeable", before=before, limit=limit)]
+
     def owe(self, debts: Sequence[Mapping[str, object]]) -> None:
         for debt in debts:
             self.run("number_debt", debt)
