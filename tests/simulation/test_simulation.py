@@ -19,6 +19,7 @@ from simulation.planted import HARMLESS, PLANTED, first_seed
 
 REGRESSIONS = {
     "memory": [
+        1005410,  # an application whose last try to store came after the calm found its queue held
         88,  # attempts that never end took all slots for ever
         2093,  # and all places at a host
         3953,  # a copy sent by a dispatcher that stood still at the first byte is nobody's retry

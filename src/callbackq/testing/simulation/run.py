@@ -127,6 +127,7 @@ class _Simulation:
         self._processes: list[Process | None] = [None] * machines
         self._lives = 0
         self._is_calm = False
+        self._unstored = 0
         self._was_rebooted = False
         self._application = Actor(self._world, "application", self._faults_of[-1])
         self._application_way = self._way(self._application)
@@ -243,7 +244,11 @@ class _Simulation:
 
     def _is_drained(self) -> bool:
         accounts = self._ledger.accounts.values()
-        return not self._ledger.owes_mail() and not any(one.is_open and not one.was_purged for one in accounts)
+        return (
+            not self._unstored
+            and not self._ledger.owes_mail()
+            and not any(one.is_open and not one.was_purged for one in accounts)
+        )
 
     def _open_held_queues(self) -> None:
         for account in list(self._ledger.accounts.values()):
@@ -253,6 +258,7 @@ class _Simulation:
     def _obey(self, command: Command) -> None:
         match command.kind:
             case CommandKind.STORE:
+                self._unstored += 1
                 self._store(command, repetitions=1 + command.is_repeated)
             case CommandKind.PURGE:
                 self._purge(timedelta(seconds=5))
@@ -278,9 +284,11 @@ class _Simulation:
             # It doesn't know what was written, and repeats the call.
             again_us = self._world.now_us + 500_000
             self._world.at(again_us, lambda: self._store(command, repetitions=1))
+            return
         except Killed:
             # Nobody repeats it; what was written is delivered all the same. The next process is a new one.
             self._application.is_dead = False
+        self._unstored -= 1
 
     def _ask(self, action: Action, id: str) -> None:
         try:
