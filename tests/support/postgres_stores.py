@@ -16,6 +16,7 @@ from callbackq.testing import FakeClock
 from callbackq.testing.conformance.base import Conformance
 from support.postgres import PostgreSQL
 from support.postgres_faults import CuttingProxy
+from support.postgres_portable import unportable
 
 __all__ = ["TABLES", "ConflictingHooks", "PostgreSQLHooks", "empty", "out_of_reach"]
 
@@ -92,6 +93,11 @@ class ConflictingHooks(PostgreSQLHooks):
     def _proxy(request: pytest.FixtureRequest, _database: None) -> Iterator[None]:
         with CuttingProxy(request.cls.server.conninfo(request.cls.database)) as request.cls.proxy:
             yield
+            # Also what is no named statement.
+            executed = set(request.cls.proxy.statements)
+            assert executed
+            if request.cls.profile == "distributed":
+                assert {statement: wrong for statement in executed if (wrong := unportable(statement))} == {}
 
     def make_data_access(self, clock: FakeClock) -> DataAccess:
         store = super().make_data_access(clock)

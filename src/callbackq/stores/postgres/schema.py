@@ -21,9 +21,18 @@ _Steps = tuple[tuple[str, ...], ...]
 
 _PORTABLE: Final = load_migrations("callbackq.stores.postgres", "migrations.sql")
 _TUNING: Final = load_migrations("callbackq.stores.postgres", "tuning.sql")
+
+
+def _bytewise(steps: tuple[str, ...], collation: str) -> tuple[str, ...]:
+    return tuple(step.replace(" {bytewise}", collation) for step in steps)
+
+
 _MIGRATIONS: Final[dict[Profile, _Steps]] = {
-    "postgres": tuple((*steps, *tuning) for steps, tuning in zip(_PORTABLE, _TUNING, strict=True)),
-    "distributed": _PORTABLE,
+    "postgres": tuple(
+        (*_bytewise(steps, ' COLLATE "C"'), *tuning) for steps, tuning in zip(_PORTABLE, _TUNING, strict=True)
+    ),
+    # CockroachDB has no such columns, and compares bytes anyway. Elsewhere it is the database's order, everywhere.
+    "distributed": tuple(_bytewise(steps, "") for steps in _PORTABLE),
 }
 NEWEST_VERSION: Final = len(_PORTABLE)
 
