@@ -259,7 +259,11 @@ class Ledger:
         return min(blocking, key=lambda one: one.sequence, default=None)
 
     def told(self, holder: Actor, id: str, outcome: object) -> None:
-        """A dispatcher's transport told what came of an attempt."""
+        """
+        A dispatcher's transport told what came of an attempt.
+
+        Nothing (``None``) when it has just begun; any word when it will never tell.
+        """
         self._outcomes[holder, id] = outcome
 
     def recorded(self, holder: Actor, record: AttemptRecord, result: Transition | LockLostError) -> None:
@@ -346,8 +350,9 @@ class Ledger:
             self._judge_failure(account, wanted)
             return
         outcome = self._outcomes.get((holder, account.id))
-        if isinstance(outcome, NotSent):
-            self.break_rule("verdict", account.id, "recorded as an attempt, though nothing was sent")
+        if outcome is None or isinstance(outcome, NotSent):
+            what = "the transport has said nothing yet" if outcome is None else "nothing was sent"
+            self.break_rule("verdict", account.id, f"recorded as an attempt, though {what}")
             return
         status, failure = attempt.status_code, attempt.failure
         if isinstance(outcome, Answer) and failure is not AttemptFailure.TIMEOUT:

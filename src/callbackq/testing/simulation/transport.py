@@ -103,6 +103,7 @@ class SimulatedTransport:
         self._world.counts[behaviour.reaction.value] += 1
         self._ledger.told(self._actor, id, None)
         if behaviour.reaction is Reaction.RAISE:
+            self._ledger.told(self._actor, id, self._answer(0, AttemptFailure.INTERNAL))
             raise RuntimeError("simulated: a transport of the host's raises")
         if behaviour.reaction is Reaction.POISON:
             self._world.tell(self._actor.name, "KILLED BY A REQUEST", id, f"token {delivery.token}")
@@ -177,6 +178,7 @@ class SimulatedTransport:
             self._arrive(under_way, answers_us if is_accepted else None)
         if reaction is Reaction.STOLEN:
             self._excuse(delivery.token)
+            self._ledger.told(self._actor, delivery.callback_id, "will never tell")
             return
         if reaction in _HANGS or answers_us > ends_us:
             failure = _FAILURE.get(reaction, AttemptFailure.TIMEOUT)
@@ -187,6 +189,7 @@ class SimulatedTransport:
             world.at(answers_us, lambda: self._end(under_way, self._answer(0, _FAILURE[reaction])))
         elif reaction is Reaction.LATE:
             self._excuse(delivery.token)
+            self._ledger.told(self._actor, delivery.callback_id, "will tell too late")
             late_us = self._clock.us_at(delivery.ends_at) + _LATE_US
             world.at(late_us, lambda: self._end(under_way, self._answer(200)))
         elif reaction is Reaction.GARBAGE:
