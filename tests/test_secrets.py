@@ -82,7 +82,7 @@ SHOWN = {
     "stores.sqlite.storing._Queue": ["head"],
     "testing.history.Arrival": ["callback_id", "queue_id"],
     "testing.history.Violation": ["callback_id", "detail"],
-    "testing.simulation.ledger.Account": ["id"],
+    "testing.simulation.account.Account": ["id"],
     "testing.simulation.scenario.PlannedCallback": ["queue"],
     "testing.simulation.world.Entry": ["about", "detail"],
 }
@@ -109,8 +109,8 @@ OURS = {
     "testing.simulation.scenario.Fault": ["call"],
     "testing.simulation.scenario.Scenario": ["store"],
     "testing.simulation.small_scope.SmallScope": ["violations"],
-    "testing.simulation.small_scope._Life": ["call"],
-    "testing.simulation.small_scope._Reply": ["call"],
+    "testing.simulation.replayed.Life": ["call"],
+    "testing.simulation.replayed.Reply": ["call"],
     "testing.simulation.world.Entry": ["who", "what"],
     "transport.request.RequestWriter": ["user_agent"],
 }
@@ -120,8 +120,8 @@ MODELS = {
     "stores.memory._Callback": ["entry"],
     "stores.memory._Mailing": ["entry"],
     "stores.sqlite.groupcommit.Ticket": ["result"],
-    "testing.simulation.ledger.Account": ["recorded"],
-    "testing.simulation.small_scope._Reply": ["value"],
+    "testing.simulation.account.Account": ["recorded"],
+    "testing.simulation.replayed.Reply": ["value"],
 }
 """Containers of others that are listed."""
 

@@ -17,19 +17,6 @@ from callbackq.testing.simulation.ledger import RULES
 from callbackq.testing.simulation.scenario import FaultKind, Reaction
 from simulation.planted import HARMLESS, PLANTED, first_seed
 
-REGRESSIONS = {
-    "memory": [
-        1005410,  # an application whose last try to store came after the calm found its queue held
-        88,  # attempts that never end took all slots for ever
-        2093,  # and all places at a host
-        3953,  # a copy sent by a dispatcher that stood still at the first byte is nobody's retry
-        2039,  # after a freeze, the transport has the first word
-        4906,
-    ],
-    "sqlite": [489],  # due times across a reboot that set the clock back
-}
-"""Seeds that once broke a promise, in an earlier form of the scenarios; they cost nothing to keep."""
-
 
 @pytest.mark.parametrize("start", range(0, 1800, 200))
 def test_no_promise_is_broken_on_the_store_in_memory(start: int) -> None:
@@ -39,11 +26,6 @@ def test_no_promise_is_broken_on_the_store_in_memory(start: int) -> None:
 @pytest.mark.parametrize("start", range(0, 200, 50))
 def test_no_promise_is_broken_on_sqlite(start: int) -> None:
     assert run_seeds(start, 50, store="sqlite", processes=1).failed == []
-
-
-@pytest.mark.parametrize(("store", "seed"), [(store, seed) for store, seeds in REGRESSIONS.items() for seed in seeds])
-def test_a_seed_that_once_failed_does_not_any_more(store: str, seed: int) -> None:
-    assert simulate(seed, store=store).violations == []
 
 
 def test_every_kind_of_fault_and_mishap_takes_effect() -> None:

@@ -11,17 +11,19 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from attrs import evolve, field, mutable
+from attrs import evolve
 
-from callbackq.core.delivery import Answer, NotSent
 from callbackq.core.lifecycle import Action, Transition
-from callbackq.core.models import AttemptFailure, CallbackRequest, CallbackState, CallbackStatus, FailedReason
-from callbackq.dataaccess import Acquired, AttemptRecord, Notification
+from callbackq.core.models import CallbackRequest, CallbackState, CallbackStatus, FailedReason
+from callbackq.dataaccess import Acquired, AttemptRecord
 from callbackq.errors import IllegalTransitionError, LockLostError
 from callbackq.testing.history import Arrival, Violation
+from callbackq.testing.simulation.account import Account
+from callbackq.testing.simulation.mails import Mails
+from callbackq.testing.simulation.verdicts import Verdicts
 from callbackq.testing.simulation.world import Actor
 
-__all__ = ["RULES", "Account", "Ledger"]
+__all__ = ["RULES", "Ledger"]
 
 RULES: Final = {
     "number": "a stored callback has the next number of its queue",
@@ -49,45 +51,10 @@ RULES: Final = {
 }
 """What the ledger judges, beside the rules of `callbackq.testing.history`."""
 
-_OPEN: Final = (CallbackState.WAITING, CallbackState.LOCKED)
 # The stores on SQL databases count in whole microseconds.
 _ROUNDING_US: Final = 2
 _ENOUGH: Final = 20
 _LONGEST_PARKING_US: Final = 60_000_000
-_HOUR_US: Final = 3_600_000_000
-
-
-@mutable(eq=False)
-class Account:
-    """What one callback must be."""
-
-    id: str
-    request: CallbackRequest
-    sequence: int
-    due_us: int
-    state: CallbackState = CallbackState.WAITING
-    token: int = 0
-    tokens: list[int] = field(factory=list)
-    timeout_us: int = 0
-    holder: Actor | None = None
-    attempts_made: int = 0
-    abandoned: int = 0
-    attempts: int = 0
-    accepted_late: bool = False
-    cancel_requested: bool = False
-    holds: bool = False
-    failed_reason: FailedReason | None = None
-    recorded: dict[int, CallbackState] = field(factory=dict)
-    late: set[int] = field(factory=set)
-    debts: int = 0
-    finished_us: int = 0
-    redeliveries: int = 0
-    accepted_tokens: list[int] = field(factory=list)
-    was_purged: bool = False
-
-    @property
-    def is_open(self) -> bool:
-        return self.state in _OPEN
 
 
 class Ledger:
@@ -103,6 +70,17 @@ class Ledger:
         may_be_taken: whether a holder is known to be dead, so that its live locks may be taken over.
         is_excused: whether something happened to the request under a token for which the contract allows another.
         give_up: called when so much is broken that nothing more can be learnt.
+
+    Attributes:
+        accounts: what each callback must be, by id.
+        acknowledged: ids whose storing returned.
+        arrivals: requests that reached a receiver.
+        stale_tokens: of requests whose dispatcher stood still at the first byte.
+        time_has_jumped: the machine was rebooted with another wall time, and across reboots there is nothing else to go
+            by.
+        verdicts: judges what is recorded.
+        mails: judges e-mails.
+        violations: every broken promise.
     """
 
     def __init__(
@@ -120,9 +98,6 @@ class Ledger:
         self._give_up = give_up
         self._now_us = now_us
         self._lock_timeout_us = lock_timeout_us
-        self._max_abandoned = max_abandoned
-        self._jitter = jitter
-        self._interval_us = interval_us
         self._may_be_taken = may_be_taken
         self._is_excused = is_excused
         self.accounts: dict[str, Account] = {}
@@ -131,18 +106,12 @@ class Ledger:
         self.acknowledged: set[str] = set()
         self.arrivals: list[Arrival] = []
         self.stale_tokens: set[int] = set()
-        # The machine was rebooted with another wall time, and across reboots there is nothing else to go by.
+        self._max_abandoned = max_abandoned
         self.time_has_jumped = False
+        self.verdicts = Verdicts(self.break_rule, max_abandoned=max_abandoned, jitter=jitter)
+        self.mails = Mails(self.break_rule, self.accounts, now_us, interval_us)
         self.violations: list[Violation] = []
         self._holders: dict[int, tuple[Actor, int]] = {}
-        self._outcomes: dict[tuple[Actor, str], object] = {}
-        self._failures_owed: dict[str, int] = defaultdict(int)
-        self._failures_told: dict[str, int] = defaultdict(int)
-        self._leases: dict[tuple[str, str], int] = {}
-        self._lease_of: dict[Actor, tuple[Notification, int]] = {}
-        self._mails: dict[int, tuple[Actor, int]] = {}
-        self._mails_excused: dict[int, int] = defaultdict(int)
-        self._quiet_until_us: dict[tuple[str, str], tuple[int, int]] = {}
 
     def break_rule(self, rule: str, id: str, detail: str) -> None:
         """Note a broken promise."""
@@ -258,17 +227,13 @@ class Ledger:
         blocking = (one for one in queue if (one.is_open or one.holds) and not one.was_purged)
         return min(blocking, key=lambda one: one.sequence, default=None)
 
-    def told(self, holder: Actor, id: str, outcome: object) -> None:
-        """A dispatcher's transport told what came of an attempt."""
-        self._outcomes[holder, id] = outcome
-
     def recorded(self, holder: Actor, record: AttemptRecord, result: Transition | LockLostError) -> None:
         """The end of a lock was committed, or refused."""
         id, token = record.acquired.id, record.acquired.lock.token
         account = self.accounts[id]
         wanted = record.transition
         if account.state is CallbackState.LOCKED and account.token == token and not account.was_purged:
-            self._judge_verdict(holder, account, record)
+            self.verdicts.judge(holder, account, record)
             if isinstance(result, LockLostError):
                 self.break_rule("fencing", id, f"token {token} is the newest, and was refused")
                 return
@@ -327,8 +292,7 @@ class Ledger:
             account.failed_reason = wanted.failed_reason
             account.holds = wanted.hold
             if wanted.notify:
-                account.debts += 1
-                self._failures_owed[account.id] += 1
+                self.mails.owe(account)
         self._finish(account, state)
 
     def _finish(self, account: Account, state: CallbackState) -> None:
@@ -336,65 +300,6 @@ class Ledger:
         if state is not CallbackState.FAILED:
             account.failed_reason = None
         account.finished_us = self._now_us()
-
-    def _judge_verdict(self, holder: Actor, account: Account, record: AttemptRecord) -> None:
-        wanted, attempt = record.transition, record.attempt
-        if attempt is None:
-            right = account.abandoned >= self._max_abandoned and wanted.failed_reason is FailedReason.ABANDONED
-            if not right or wanted.state is not CallbackState.FAILED or wanted.counted:
-                self.break_rule("verdict", account.id, f"ended unsent after {account.abandoned} abandoned locks")
-            self._judge_failure(account, wanted)
-            return
-        outcome = self._outcomes.get((holder, account.id))
-        if isinstance(outcome, NotSent):
-            self.break_rule("verdict", account.id, "recorded as an attempt, though nothing was sent")
-            return
-        status, failure = attempt.status_code, attempt.failure
-        if isinstance(outcome, Answer) and failure is not AttemptFailure.TIMEOUT:
-            if (status, failure) != (outcome.status_code, outcome.failure):
-                self.break_rule("verdict", account.id, f"{status} {failure} recorded, not {outcome.status_code}")
-            status, failure = outcome.status_code, outcome.failure
-        self._judge_transition(account, wanted, status, failure, outcome)
-
-    def _judge_transition(
-        self,
-        account: Account,
-        wanted: Transition,
-        status: int,
-        failure: AttemptFailure | None,
-        outcome: object,
-    ) -> None:
-        phase = account.request.retry_phases[0] if account.request.retry_phases else None
-        is_last = phase is None or account.attempts_made >= phase.retries
-        if failure is AttemptFailure.INTERRUPTED:
-            if wanted.state is not CallbackState.WAITING or wanted.counted or wanted.delay:
-                self.break_rule("verdict", account.id, "an interrupted attempt must count as none, and be due at once")
-        elif 200 <= status <= 299:
-            if wanted.state is not CallbackState.SUCCEEDED:
-                self.break_rule("verdict", account.id, f"{wanted.state.value} after {status}")
-        elif status == 410 or is_last or phase is None:
-            reason = FailedReason.REFUSED if status == 410 else FailedReason.EXHAUSTED
-            if wanted.state is not CallbackState.FAILED or wanted.failed_reason is not reason or not wanted.counted:
-                self.break_rule("verdict", account.id, f"{wanted.state.value} after the last attempt")
-            self._judge_failure(account, wanted)
-        else:
-            asked = outcome.response.headers.get("Retry-After") if isinstance(outcome, Answer) else None
-            self._judge_retry(account, wanted, round(phase.delay.total_seconds() * 1e6), asked)
-
-    def _judge_retry(self, account: Account, wanted: Transition, least_us: int, asked: str | None) -> None:
-        if asked is not None:
-            least_us = max(least_us, min(int(asked) * 1_000_000, max(2 * least_us, _HOUR_US)))
-        delay_us = round(wanted.delay.total_seconds() * 1e6)
-        if wanted.state is not CallbackState.WAITING or not wanted.counted:
-            self.break_rule("verdict", account.id, f"{wanted.state.value} with retries left")
-        elif not least_us <= delay_us <= least_us * (1 + self._jitter) + 1:
-            self.break_rule("verdict", account.id, f"retried after {delay_us / 1e6} s instead of {least_us / 1e6} s")
-
-    def _judge_failure(self, account: Account, wanted: Transition) -> None:
-        if wanted.hold != (account.request.on_exhausted == "hold"):
-            self.break_rule("verdict", account.id, "its queue is not as it wishes")
-        if wanted.notify != bool(account.request.notification_email_address):
-            self.break_rule("verdict", account.id, "its e-mail is forgotten, or nobody wanted it")
 
     # Operators.
 
@@ -478,48 +383,6 @@ class Ledger:
                 self.break_rule("sent again", id, f"accepted under token {earlier}, sent again under {token}")
         account.accepted_tokens.append(token)
 
-    # E-mails.
-
-    def leased(self, holder: Actor, notifications: Sequence[Notification]) -> None:
-        """E-mails were leased."""
-        for one in notifications:
-            self._leases[one.email_address, one.queue_id] = one.token
-            self._lease_of[holder] = (one, holder.hindered_us)
-
-    def mailed(self, holder: Actor) -> None:
-        """The e-mail that *holder* has leased was accepted by the mail server."""
-        one, hindered_us = self._lease_of[holder]
-        about = one.callback_ids[0]
-        key = one.first_token
-        if (earlier := self._mails.get(key)) is None:
-            for id in one.callback_ids:
-                self._failures_told[id] += 1
-        else:
-            last_holder, hindered_then_us = earlier
-            was_hindered = last_holder.is_dead or last_holder.hindered_us - hindered_then_us > 1_000_000
-            if not was_hindered and not self._mails_excused[key]:
-                self.break_rule("e-mail repeated", about, "though nothing had happened to the first")
-        self._mails[key] = (holder, hindered_us)
-        until, last_key = self._quiet_until_us.get((one.email_address, one.queue_id), (0, 0))
-        if last_key not in (0, key) and self._now_us() < until and not self.time_has_jumped:
-            self.break_rule("e-mail too soon", about, f"{(until - self._now_us()) / 1e6:.3f} s before its time")
-        self._quiet_until_us[one.email_address, one.queue_id] = (self._now_us() + self._interval_us, key)
-
-    def excuse_mail(self, first_token: int) -> None:
-        """Something happened to an e-mail, for which the contract allows another."""
-        self._mails_excused[first_token] += 1
-
-    def mail_ended(self, notification: Notification, *, is_over: bool) -> None:
-        """The end of an e-mail's lease was committed; of a lease that was lost, it changes nothing."""
-        if self._leases.get((notification.email_address, notification.queue_id)) == notification.token:
-            del self._leases[notification.email_address, notification.queue_id]
-            for id in notification.callback_ids if is_over else ():
-                self.accounts[id].debts -= 1
-
-    def owes_mail(self) -> bool:
-        """Whether an e-mail is still owed."""
-        return any(account.debts for account in self.accounts.values() if not account.was_purged)
-
     # The end.
 
     def judge_end(self, statuses: Iterable[CallbackStatus]) -> None:
@@ -535,9 +398,7 @@ class Ledger:
                 self.break_rule("lost", id, "committed, but not in the store")
                 continue
             self._judge_status(account, status)
-            owed, told = self._failures_owed[id], self._failures_told[id]
-            if told < owed:
-                self.break_rule("e-mail lost", id, f"it failed {owed} times, and was told {told} times")
+            self.mails.judge_end(id)
         for id in found:
             self.break_rule("state", id, "in the store, though nobody stored it")
 

@@ -151,7 +151,7 @@ class _Simulation:
     def _way(self, actor: Actor) -> WayToTheStore:
         if self._is_sqlite:
             if self._was_rebooted and self._clocks[0].offset:
-                self._ledger.time_has_jumped = True
+                self._ledger.time_has_jumped = self._ledger.mails.time_has_jumped = True
             store = self._stores[actor] = SQLiteDataAccess(self._path, clock=self._clocks[0], durability="process")
             return WayToTheStore(store, actor, self._ledger, in_batches=True)
         return WayToTheStore(self._shared, actor, self._ledger, in_batches=False)
@@ -246,7 +246,7 @@ class _Simulation:
         accounts = self._ledger.accounts.values()
         return (
             not self._unstored
-            and not self._ledger.owes_mail()
+            and not self._ledger.mails.are_owed()
             and not any(one.is_open and not one.was_purged for one in accounts)
         )
 

@@ -12,46 +12,26 @@ again from its start, with the replies that it was given so far, up to the next 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
-from datetime import UTC, datetime, timedelta
-from math import ceil, inf
+from datetime import datetime, timedelta
+from math import inf
 from typing import Any, Final
 
 from attrs import evolve, field, frozen, mutable
 
-from callbackq.core.delivery import Answer, Delivery, Outcome
+from callbackq.core.delivery import Delivery
 from callbackq.core.models import CallbackRequest, CallbackState, RetryPhase
-from callbackq.core.verdict import ResponsePolicy
-from callbackq.dataaccess import DataAccess
-from callbackq.engine import Engine
-from callbackq.errors import CallbackNotFoundError, LockLostError
-from callbackq.events import ObservedEvent
-from callbackq.reporting import Reporter
-from callbackq.settings import Settings
+from callbackq.errors import LockLostError
 from callbackq.stores.memory import InMemoryDataAccess
 from callbackq.testing.history import Arrival, History, Violation
+from callbackq.testing.simulation.replayed import HINT, Clock, Life, Reply, go_on
 
 __all__ = ["SmallScope", "explore"]
 
-_START: Final = datetime(2026, 1, 1, tzinfo=UTC)
-_UPTIME_US: Final = 1_000_000_000
 _RETRY_DELAY: Final = timedelta(seconds=5)
 # A refusal, the calls of the store in between, and the time that passes: far more than any way takes.
 _DEEPEST: Final = 150
-_HINT: Final = (-1, 0)
-_SETTINGS: Final = Settings(
-    machine_name="machine",
-    concurrency=2,
-    host_concurrency=2,
-    lock_timeout=timedelta(seconds=30),
-    # Longer than a lock: what becomes due is found because the store says when.
-    poll_interval=timedelta(seconds=60),
-    max_abandoned=5,
-    retry_jitter=0.0,
-    response_policy=ResponsePolicy(),
-    deadline=timedelta(seconds=15),
-)
 
 
 @frozen(kw_only=True)
@@ -72,102 +52,6 @@ class SmallScope:
     violations: list[tuple[Violation, tuple[str, ...]]] = field(factory=list)
 
 
-class _Suspended(BaseException):
-    """A dispatcher has come to a call of the store, or to a rest."""
-
-
-class _Clock:
-    """Shows the time of the part of a life that is being run."""
-
-    def __init__(self, now_us: int = 0) -> None:
-        self.now_us = now_us
-
-    def now(self) -> datetime:
-        return _START + timedelta(microseconds=self.now_us)
-
-    def monotonic(self) -> float:
-        return (self.now_us + _UPTIME_US) / 1e6
-
-    def boot_id(self) -> str:
-        return "boot"
-
-
-@frozen
-class _Reply:
-    """What a dispatcher was given, and when."""
-
-    at_us: int
-    call: str
-    value: Any
-
-
-@mutable
-class _Life:
-    """
-    One life of a dispatcher.
-
-    Attributes:
-        replies: what it was given so far.
-        call: the call it waits for; ``None`` while it rests.
-        wakes_us: when it wants to go on from its rest.
-        sent: how many requests it has handed to the transport.
-        answers: what came of those that have been answered, to be told at its next step.
-        engine: its engine, as it stands at the call or rest.
-    """
-
-    replies: tuple[_Reply, ...]
-    call: tuple[str, tuple[Any, ...], dict[str, Any]] | None = None
-    wakes_us: float = 0.0
-    sent: int = 0
-    answers: tuple[tuple[int, int], ...] = ()
-    engine: Engine | None = None
-
-    def key(self, now_us: int) -> tuple[object, ...]:
-        """
-        What tells this life from others: all that can make a difference from here on.
-
-        Instants count from now, so that it doesn't matter how long ago something happened, only how long ago it is.
-        """
-        call = "" if self.call is None else self.call[0]
-        wakes = max(self.wakes_us - now_us, 0.0) if self.call is None else 0.0
-        told = sorted(self.answers)
-        return (call, wakes, tuple(told), () if self.engine is None else _facts_of(self.engine, now_us))
-
-
-def _facts_of(engine: Engine, now_us: int) -> tuple[object, ...]:
-    now = (now_us + _UPTIME_US) / 1e6
-
-    def from_now(reading: float) -> float:
-        return max(round(reading - now, 6), -1e-6)
-
-    slots = tuple(
-        (
-            slot.acquired.id,
-            slot.acquired.lock.token,
-            slot.acquired.abandoned,
-            slot.acquired.attempts_made,
-            slot.delivery and (slot.delivery.token, slot.delivery.attempt, round(slot.delivery.ends_at - now, 6)),
-            slot.attempt and slot.attempt.status_code,
-            slot.ends_unsent,
-            slot.release_after,
-            slot.is_overdue,
-        )
-        for slot in engine._slots.values()
-    )
-    lines = tuple(
-        (tuple(slot.acquired.id for slot in line.slots), from_now(line.rest.until), line.suspects)
-        for line in engine.recorder._lines()
-    )
-    return (
-        slots,
-        lines,
-        engine.inbox.qsize(),
-        from_now(engine._look_at),
-        from_now(engine._parked_until),
-        from_now(engine._look_for_overstaying_at),
-    )
-
-
 @frozen
 class _Flight:
     """A request on its way to the receiver."""
@@ -182,122 +66,11 @@ class _State:
     """The whole world at one moment."""
 
     store: InMemoryDataAccess
-    clock: _Clock
-    lives: list[_Life]
+    clock: Clock
+    lives: list[Life]
     flights: tuple[_Flight, ...] = ()
     arrivals: tuple[Arrival, ...] = ()
     crashes: int = 0
-
-
-class _Stage(DataAccess):
-    """The store as a life that is run again meets it: replies as they were, and then the end."""
-
-    durability = InMemoryDataAccess.durability
-
-    def __init__(self, life: _Life, clock: _Clock, store: InMemoryDataAccess) -> None:
-        self._life = life
-        self._clock = clock
-        self._store = store
-        self._next = 0
-
-    def take(self, call: str, *args: Any, **kwargs: Any) -> Any:
-        if self._next == len(self._life.replies):
-            self._life.call = None if call == "rest" else (call, args, kwargs)
-            raise _Suspended
-        reply = self._life.replies[self._next]
-        assert reply.call == call, "a dispatcher did something else when it was run again"
-        self._next += 1
-        self._clock.now_us = reply.at_us
-        return reply.value
-
-    def acquire_locks(self, machine_name: str, *, lock_timeout: timedelta, limit: int) -> Any:
-        return self.take("acquire_locks", machine_name, lock_timeout=lock_timeout, limit=limit)
-
-    def record_attempts(self, records: Any) -> Any:
-        return self.take("record_attempts", records)
-
-    def release_locks(self, locks: Any) -> Any:
-        return self.take("release_locks", locks)
-
-    def next_due(self) -> Any:
-        # In one step with the call before it: it is a hint when to look again, and is not waited for.
-        if self._next == len(self._life.replies):
-            due = self._store.next_due()
-            self._life.replies += (_Reply(self._clock.now_us, "next_due", due),)
-        return self.take("next_due")
-
-    def now(self) -> datetime:
-        return self._clock.now()
-
-    def get_callback_status(self, id: str) -> Any:
-        # It is read for the name of the machine in an event only; the takeover goes on without it.
-        raise CallbackNotFoundError(id)
-
-    def open(self) -> None: ...
-
-    def close(self) -> None: ...
-
-    def store_callback_request(self, request: Any, *, id: Any = None) -> Any:
-        raise NotImplementedError
-
-    def release_lock(self, acquired: Any, *, delay: Any = None) -> Any:
-        raise NotImplementedError
-
-    def record_attempt(self, acquired: Any, attempt: Any, transition: Any) -> Any:
-        raise NotImplementedError
-
-    def request_transition(self, id: Any, action: Any) -> Any:
-        raise NotImplementedError
-
-
-class _Sender:
-    def __init__(self) -> None:
-        self.submitted: list[tuple[Delivery, Callable[[Outcome], None]]] = []
-
-    def submit(self, delivery: Delivery, done: Callable[[Outcome], None]) -> None:
-        self.submitted.append((delivery, done))
-
-    def interrupt(self, deliveries: Iterable[Delivery]) -> None:
-        raise AssertionError("nobody stops here")
-
-
-class _Deaf:
-    def observe(self, event: ObservedEvent) -> None: ...
-
-
-def _go_on(life: _Life, store: InMemoryDataAccess) -> list[Delivery]:
-    """Run a life up to its next call or rest. Returns what it has sent since the last time."""
-    clock = _Clock()
-    sender, stage = _Sender(), _Stage(life, clock, store)
-    try:
-        clock.now_us = stage.take("start")
-        engine = Engine(
-            stage,
-            sender,
-            settings=_SETTINGS,
-            reporter=Reporter(_Deaf(), "machine"),
-            clock=clock,
-            random=lambda: 0.5,
-            on_notification_owed=lambda: None,
-        )
-        life.engine = engine
-        while True:
-            wait = engine.step()
-            life.wakes_us = inf if wait == inf else clock.now_us + max(ceil(wait * 1e6), 1)
-            for number, status in stage.take("rest"):
-                if (number, status) == _HINT:
-                    engine.wake()
-                else:
-                    sender.submitted[number][1](_answer(status, clock))
-    except _Suspended:
-        pass
-    new = [delivery for delivery, _ in sender.submitted[life.sent :]]
-    life.sent = len(sender.submitted)
-    return new
-
-
-def _answer(status: int, clock: _Clock) -> Answer:
-    return Answer(status_code=status, time=clock.now(), duration=timedelta(0))
 
 
 class _Explorer:
@@ -312,7 +85,7 @@ class _Explorer:
         self._memo: dict[int, object] = {}
 
     def explore(self) -> SmallScope:
-        clock = _Clock()
+        clock = Clock()
         store = InMemoryDataAccess(clock=clock)
         for id in self._ids:
             request = CallbackRequest(
@@ -349,7 +122,7 @@ class _Explorer:
         self._violations.append((Violation(rule=rule, callback_id="", detail="no way to an end"), way))
 
     def _copy(self, state: _State) -> _State:
-        clock = _Clock(state.clock.now_us)
+        clock = Clock(state.clock.now_us)
         memo: dict[int, Any] = {**self._memo, id_of(state.clock): clock}
         return evolve(
             state, store=deepcopy(state.store, memo), clock=clock, lives=[evolve(life) for life in state.lives]
@@ -382,7 +155,7 @@ class _Explorer:
         return hashlib.blake2b(repr(facts).encode(), digest_size=16).digest()
 
     def _start(self, state: _State, machine: int) -> None:
-        life = _Life((_Reply(state.clock.now_us, "start", state.clock.now_us),))
+        life = Life((Reply(state.clock.now_us, "start", state.clock.now_us),))
         if machine == len(state.lives):
             state.lives.append(life)
         else:
@@ -392,7 +165,7 @@ class _Explorer:
     def _run(self, state: _State, machine: int) -> None:
         life = state.lives[machine]
         before = life.sent
-        sent = _go_on(life, state.store)
+        sent = go_on(life, state.store)
         flights = (_Flight(machine, before + number, delivery) for number, delivery in enumerate(sent))
         state.flights += tuple(flights)
 
@@ -456,17 +229,17 @@ class _Explorer:
         if wakes:
             # Both hear of it: at their next rest, which this ends.
             for one in state.lives:
-                if _HINT not in one.answers:
-                    one.answers += (_HINT,)
+                if HINT not in one.answers:
+                    one.answers += (HINT,)
         words = f"{name} {_in_words(value, state)}"
-        life.replies += (_Reply(state.clock.now_us, name, value),)
+        life.replies += (Reply(state.clock.now_us, name, value),)
         return words
 
     def _step(self, state: _State, machine: int) -> str:
         life = state.lives[machine]
         answers, life.answers = life.answers, ()
         words = f"wakes {answers}"
-        life.replies += (_Reply(state.clock.now_us, "rest", answers),)
+        life.replies += (Reply(state.clock.now_us, "rest", answers),)
         self._run(state, machine)
         return words
 

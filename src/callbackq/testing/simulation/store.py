@@ -219,14 +219,14 @@ class WayToTheStore(DataAccess, SupportsNotifications):
         return self._call(
             "acquire_notifications",
             lambda: self.store.acquire_notifications(lock_timeout=lock_timeout, limit=limit),
-            lambda leased: self._ledger.leased(self._actor, leased),
+            lambda leased: self._ledger.mails.leased(self._actor, leased),
         )
 
     def record_notification(
         self, notification: Notification, *, retry_in: timedelta | None, quiet_for: timedelta = timedelta(0)
     ) -> None:
         def note(_: None) -> None:
-            self._ledger.mail_ended(notification, is_over=retry_in is None)
+            self._ledger.mails.ended(notification, is_over=retry_in is None)
 
         try:
             self._call(
@@ -235,7 +235,7 @@ class WayToTheStore(DataAccess, SupportsNotifications):
                 note,
             )
         except DataAccessError:
-            self._ledger.excuse_mail(notification.first_token)
+            self._ledger.mails.excuse(notification.first_token)
             raise
 
 

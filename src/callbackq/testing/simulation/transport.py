@@ -101,8 +101,9 @@ class SimulatedTransport:
         self._actor.reach("before", "submit", id)
         behaviour = self._behaviour_of(id)
         self._world.counts[behaviour.reaction.value] += 1
-        self._ledger.told(self._actor, id, None)
+        self._ledger.verdicts.told(self._actor, id, None)
         if behaviour.reaction is Reaction.RAISE:
+            self._ledger.verdicts.told(self._actor, id, self._answer(0, AttemptFailure.INTERNAL))
             raise RuntimeError("simulated: a transport of the host's raises")
         if behaviour.reaction is Reaction.POISON:
             self._world.tell(self._actor.name, "KILLED BY A REQUEST", id, f"token {delivery.token}")
@@ -177,6 +178,7 @@ class SimulatedTransport:
             self._arrive(under_way, answers_us if is_accepted else None)
         if reaction is Reaction.STOLEN:
             self._excuse(delivery.token)
+            self._ledger.verdicts.told(self._actor, delivery.callback_id, "will never tell")
             return
         if reaction in _HANGS or answers_us > ends_us:
             failure = _FAILURE.get(reaction, AttemptFailure.TIMEOUT)
@@ -187,6 +189,7 @@ class SimulatedTransport:
             world.at(answers_us, lambda: self._end(under_way, self._answer(0, _FAILURE[reaction])))
         elif reaction is Reaction.LATE:
             self._excuse(delivery.token)
+            self._ledger.verdicts.told(self._actor, delivery.callback_id, "will tell too late")
             late_us = self._clock.us_at(delivery.ends_at) + _LATE_US
             world.at(late_us, lambda: self._end(under_way, self._answer(200)))
         elif reaction is Reaction.GARBAGE:
@@ -245,7 +248,7 @@ class SimulatedTransport:
         if not is_repeated:
             under_way.is_over = True
             self._under_way.pop(under_way.delivery, None)
-            self._ledger.told(actor, under_way.delivery.callback_id, outcome)
+            self._ledger.verdicts.told(actor, under_way.delivery.callback_id, outcome)
         under_way.done(outcome)  # type: ignore[arg-type]  # nonsense, too
         if self.strand is not None:
             self.strand.wake(world.now_us)
@@ -294,6 +297,6 @@ class SimulatedNotifier:
             world.counts["mail fails"] += 1
             raise ConnectionError("simulated: the mail server can't be reached")
         world.tell(actor.name, "mailed", "", ",".join(one.id for one in notice.callbacks))
-        self._ledger.mailed(actor)
+        self._ledger.mails.mailed(actor)
         world.counts["e-mail"] += 1
         actor.reach("after", "notify")
