@@ -128,6 +128,8 @@ class _Simulation:
         self._lives = 0
         self._is_calm = False
         self._was_rebooted = False
+        # Calls of the application that it is going to repeat.
+        self._to_be_repeated = 0
         self._application = Actor(self._world, "application", self._faults_of[-1])
         self._application_way = self._way(self._application)
 
@@ -243,7 +245,11 @@ class _Simulation:
 
     def _is_drained(self) -> bool:
         accounts = self._ledger.accounts.values()
-        return not self._ledger.mails.are_owed() and not any(one.is_open and not one.was_purged for one in accounts)
+        return (
+            not self._to_be_repeated
+            and not self._ledger.mails.are_owed()
+            and not any(one.is_open and not one.was_purged for one in accounts)
+        )
 
     def _open_held_queues(self) -> None:
         for account in list(self._ledger.accounts.values()):
@@ -266,7 +272,8 @@ class _Simulation:
 
     def _store(self, command: Command, *, repetitions: int) -> None:
         if self._application.frozen_until_us > self._world.now_us:
-            self._world.at(self._application.frozen_until_us, lambda: self._store(command, repetitions=repetitions))
+            self._to_be_repeated += 1
+            self._world.at(self._application.frozen_until_us, lambda: self._repeat(command))
             return
         ids = [f"c{number}" for number in command.callbacks]
         self._world.tell("application", "stores", ",".join(ids))
@@ -276,11 +283,15 @@ class _Simulation:
                 self._ledger.acknowledged.update(ids)
         except Exception:
             # It doesn't know what was written, and repeats the call.
-            again_us = self._world.now_us + 500_000
-            self._world.at(again_us, lambda: self._store(command, repetitions=1))
+            self._to_be_repeated += 1
+            self._world.at(self._world.now_us + 500_000, lambda: self._repeat(command))
         except Killed:
             # Nobody repeats it; what was written is delivered all the same. The next process is a new one.
             self._application.is_dead = False
+
+    def _repeat(self, command: Command) -> None:
+        self._to_be_repeated -= 1
+        self._store(command, repetitions=1)
 
     def _ask(self, action: Action, id: str) -> None:
         try:
