@@ -27,6 +27,7 @@ class Account:
     tokens: list[int] = field(factory=list)
     timeout_us: int = 0
     holder: Actor | None = None
+    was_renewed: bool = False
     attempts_made: int = 0
     abandoned: int = 0
     attempts: int = 0

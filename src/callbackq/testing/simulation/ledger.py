@@ -189,6 +189,8 @@ class Ledger:
         head = self._head(self._queues[account.request.queue_id or f"\0{account.id}"])
         if head is not account:
             self.break_rule("not the head", one.id, f"locked before {head.id if head else 'nothing'}")
+        # By a dispatcher that had stood still: its attempt goes on, however many locks that takes.
+        account.was_renewed = account.state is CallbackState.LOCKED and account.holder is holder
         if account.state is CallbackState.LOCKED:
             if account.timeout_us > now + _ROUNDING_US and not self._may_be_taken(account.holder):
                 self.break_rule("live lock", one.id, f"{(account.timeout_us - now) / 1e6:.3f} s before it times out")
@@ -367,7 +369,7 @@ class Ledger:
                     account.id,
                     f"token {arrival.token} while {account.state.value}, token {account.token}",
                 )
-        elif account.abandoned >= self._max_abandoned:
+        elif account.abandoned >= self._max_abandoned and not account.was_renewed:
             self.break_rule("counts", account.id, f"sent after {account.abandoned} abandoned locks")
         elif arrival.sequence != account.sequence:
             self.break_rule("sent without a lock", account.id, f"with number {arrival.sequence}")

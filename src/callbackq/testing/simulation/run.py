@@ -127,6 +127,7 @@ class _Simulation:
         self._processes: list[Process | None] = [None] * machines
         self._lives = 0
         self._is_calm = False
+        # Calls of the application that have not come to their end.
         self._unstored = 0
         self._was_rebooted = False
         self._application = Actor(self._world, "application", self._faults_of[-1])

@@ -149,10 +149,14 @@ class SimulatedTransport:
             return
         under_way.has_begun = True
         began_us = self._world.now_us
+        # Should it stand still here for too long, the dispatcher may give it up without its word.
+        self._ledger.verdicts.told(actor, delivery.callback_id, "stands still at the first byte")
         try:
             actor.reach("before", "first byte", delivery.callback_id)
         except BaseException:  # killed here: nothing was sent
             return
+        if self._world.now_us == began_us:
+            self._ledger.verdicts.told(actor, delivery.callback_id, None)
         if self._world.now_us > began_us + 500_000:
             # It stood still between its look at the clock and the first byte, which no design can rule out.
             self._ledger.stale_tokens.add(delivery.token)
