@@ -6,7 +6,8 @@ PYTHON ?= .venv/bin/python
 TRACEABLE = not forked_while_threads
 
 .DEFAULT_GOAL := help
-.PHONY: help venv format lint test system conformance cover docs bench crash-points power-cuts hostile fuzz demo check build clean
+.PHONY: help venv format lint test system conformance cover docs bench crash-points power-cuts hostile fuzz simulate demo
+.PHONY: check build clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +69,12 @@ hostile:  ## measure what hostile receivers do to a dispatcher: nothing late, no
 
 fuzz:  ## throw a million malformed URLs, answers and documents at the parsers
 	$(PYTHON) benchmarks/fuzz.py --urls 400000 --answers 400000 --retry-after 50000 --documents 150000
+
+simulate:  ## run 20,000 simulated worlds and the small one in every order, and plant faults that must be found
+	$(PYTHON) -m callbackq.testing.simulation --seeds 20000 --processes 2
+	$(PYTHON) -m callbackq.testing.simulation --seeds 1000 --store sqlite --processes 2
+	$(PYTHON) -m callbackq.testing.simulation --small-scope 2
+	$(PYTHON) tests/simulation/planted.py
 
 demo:  ## watch the promises hold while a dispatcher is killed
 	$(PYTHON) -m callbackq demo
