@@ -65,10 +65,17 @@ class _Runner(threading.Thread):
     def __init__(self, number: int, work: Callable[[], object]) -> None:
         super().__init__(name=f"callbackq-conformance-{number}", daemon=True)
         self._work = work
+        self._has_begun = threading.Event()
         self.result: object = None
         self.error: BaseException | None = None
 
+    def start(self) -> None:
+        super().start()
+        # One thread after another: Python can't begin to trace two at the same moment, as measuring coverage does.
+        self._has_begun.wait(_LIMIT_SECONDS)
+
     def run(self) -> None:
+        self._has_begun.set()
         try:
             self.result = self._work()
         except BaseException as error:
