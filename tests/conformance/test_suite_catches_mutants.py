@@ -47,6 +47,9 @@ class TestTheStoreThatTheMutantsOfTransactionsAreMadeOf(Hooks, Enlisting):
     kind = Enlisted
 
 
+_TRIES = 4
+
+
 def broken_promises(clause: type[Conformance], mutant: type[Sturdy]) -> Iterator[str]:
     suite = type("Suite", (Hooks, clause), {"kind": mutant})
     for name in filter(lambda name: name.startswith("test_"), dir(suite)):
@@ -64,7 +67,9 @@ def broken_promises(clause: type[Conformance], mutant: type[Sturdy]) -> Iterator
 
 @pytest.mark.parametrize(("clause", "mutant"), [pytest.param(*pair, id=pair[1].__name__) for pair in MUTANTS])
 def test_a_broken_store_is_caught_by_the_clause_it_breaks(clause: type[Conformance], mutant: type[Sturdy]) -> None:
-    assert next(broken_promises(clause, mutant), None), f"no test of {clause.__name__} has noticed"
+    # Some break their promise for a moment only, which a reader meets by chance.
+    noticed = (next(broken_promises(clause, mutant), None) for _ in range(_TRIES))
+    assert any(noticed), f"no test of {clause.__name__} has noticed"
 
 
 def test_every_clause_has_a_store_that_breaks_it() -> None:
