@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
+from typing import Any
 
 import psycopg
 import pytest
@@ -255,6 +256,13 @@ def test_stores_in_two_schemas_know_nothing_of_each_other(conninfo: str) -> None
 def shared_conninfo(postgres: PostgreSQL) -> Iterator[str]:
     with postgres.database() as name:
         yield postgres.conninfo(name)
+
+
+def test_what_is_no_profile_is_refused(conninfo: str) -> None:
+    odd: Any = "citus"
+    for act in lambda: migrate(conninfo, profile=odd), lambda: migration_sql(profile=odd):
+        with pytest.raises(InvalidRequestError, match="profile: must be 'postgres' or 'distributed'"):
+            act()
 
 
 @pytest.mark.parametrize("schema", ODD_NAMES)

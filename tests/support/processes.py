@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,9 +10,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
+from typing import Any
 
 LIMIT = 30.0
 """Seconds a test waits for what must happen; none ever waits that long when all is well."""
+
+
+def judged(program: Path, *arguments: object, seconds: float) -> dict[str, Any]:
+    """Run a program that prints a judgement as JSON, whose ``ok`` is its exit status, too."""
+    finished = subprocess.run(
+        [sys.executable, str(program), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    assert finished.stdout, finished.stderr
+    judgement: dict[str, Any] = json.loads(finished.stdout)
+    assert finished.returncode == (0 if judgement["ok"] else 1)
+    return judgement
 
 
 class Process:

@@ -6,32 +6,20 @@ A spread of them; ``make crash-points`` ends one at each.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support.postgres import PostgreSQL
+from support.processes import judged
 
 pytestmark = pytest.mark.system
 CRASH_POINTS = Path(__file__).parents[2] / "benchmarks" / "crash_points.py"
 
 
 def crash_points(*arguments: object) -> dict[str, Any]:
-    finished = subprocess.run(
-        [sys.executable, str(CRASH_POINTS), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert finished.stdout, finished.stderr
-    outcome: dict[str, Any] = json.loads(finished.stdout)
-    assert finished.returncode == (0 if outcome["ok"] else 1)
-    return outcome
+    return judged(CRASH_POINTS, *arguments, seconds=100)
 
 
 @pytest.mark.timeout(120)

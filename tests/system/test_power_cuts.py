@@ -6,30 +6,19 @@ An SQLite store at work, recorded under its files; the power is cut, and what is
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from support.processes import judged
 
 pytestmark = pytest.mark.system
 POWER_CUTS = Path(__file__).parents[2] / "benchmarks" / "power_cuts.py"
 
 
 def power_cuts(*arguments: object) -> dict[str, Any]:
-    finished = subprocess.run(
-        [sys.executable, str(POWER_CUTS), "--cuts", "200", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert finished.stdout, finished.stderr
-    outcome: dict[str, Any] = json.loads(finished.stdout)
-    assert finished.returncode == (0 if outcome["ok"] else 1)
-    return outcome
+    return judged(POWER_CUTS, "--cuts", 200, *arguments, seconds=50)
 
 
 @pytest.mark.parametrize("journal", ["wal", "rollback"])

@@ -15,7 +15,7 @@ from callbackq.stores.postgres.cursors import execute
 from callbackq.stores.postgres.transaction import Profile, with_schema
 from callbackq.stores.sql.scripts import load_migrations
 
-__all__ = ["NEWEST_VERSION", "migrate", "migration_sql", "prepare", "schema_faults"]
+__all__ = ["NEWEST_VERSION", "migrate", "migration_sql", "prepare", "profile_faults", "schema_faults"]
 
 _Steps = tuple[tuple[str, ...], ...]
 
@@ -69,6 +69,12 @@ def schema_faults(schema: object) -> Iterator[Fault]:
         yield "schema", "must be a name of 1 to 63 bytes without control characters"
 
 
+def profile_faults(profile: object) -> Iterator[Fault]:
+    """Say what is wrong with a profile."""
+    if not isinstance(profile, str) or profile not in _MIGRATIONS:
+        yield "profile", "must be 'postgres' or 'distributed'"
+
+
 def migration_sql(*, schema: str = "callbackq", since: int = 0, profile: Profile = "postgres") -> str:
     """
     Write the SQL that `migrate` runs, for whoever must run it by hand.
@@ -79,9 +85,9 @@ def migration_sql(*, schema: str = "callbackq", since: int = 0, profile: Profile
         profile: the store's. It is kept with the tables, once and for all.
 
     Raises:
-        InvalidRequestError: the schema can't have that name.
+        InvalidRequestError: the schema can't have that name, or there is no such profile.
     """
-    refuse(schema_faults(schema))
+    refuse([*schema_faults(schema), *profile_faults(profile)])
     steps = [_CREATE_SCHEMA, *_VERSION_TABLE] if since == 0 else []
     steps += [step for steps in _MIGRATIONS[profile][since:] for step in steps]
     steps.append(_SET_VERSION.replace("%(version)s", str(NEWEST_VERSION)).replace("%(profile)s", f"'{profile}'"))
@@ -100,11 +106,11 @@ def migrate(conninfo: str, *, schema: str = "callbackq", profile: Profile = "pos
         profile: the store's.
 
     Raises:
-        InvalidRequestError: that is no connection string, or the schema can't have that name.
+        InvalidRequestError: that is no connection string, the schema can't have that name, or there is no such profile.
         SchemaVersionError: a newer release has been at work; nothing was changed.
         DataAccessError: the server can't be reached, or refused a right; or the tables there are of the other profile.
     """
-    refuse([*conninfo_faults("conninfo", conninfo), *schema_faults(schema)])
+    refuse([*conninfo_faults("conninfo", conninfo), *schema_faults(schema), *profile_faults(profile)])
     try:
         with faults.without_password(
             lambda: psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)

@@ -406,8 +406,7 @@ def _faults(
     elif not isinstance(where, ConnectionPool):
         yield "where", "must be a connection string or a psycopg_pool.ConnectionPool"
     yield from schemas.schema_faults(schema)
-    if profile not in ("postgres", "distributed"):
-        yield "profile", "must be 'postgres' or 'distributed'"
+    yield from schemas.profile_faults(profile)
     if not isinstance(connections, int) or isinstance(connections, bool) or connections < 1:
         yield "connections", "must be a whole number, at least 1"
     if not isinstance(patience, timedelta) or not timedelta(0) < patience <= _LONGEST_PATIENCE:

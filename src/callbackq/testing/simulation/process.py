@@ -101,6 +101,7 @@ class Process(Actor):
                 self._drain = Drain(self.engine, clock=self._clock, grace=self._clock.monotonic)
             wait = self._drain.step(self._stops_at)
         except Exception as error:
+            # No step may raise. (The dispatcher would survive it, and hide it.)
             self._ledger.break_rule("raised", "", f"{self.name}: {type(error).__name__}: {error}")
             return 1.0
         if wait is None:
