@@ -181,3 +181,19 @@ def test_an_unreadable_callback_fails_and_keeps_its_queue_closed_if_it_was_to_ho
     with closing(sqlite3.connect(path)) as connection:
         failed = connection.execute("SELECT id, failed_reason FROM callbackq_callbacks WHERE state = 3 ORDER BY id")
         assert failed.fetchall() == [("damaged-held", "undecodable"), ("damaged-open", "undecodable")]
+
+
+def test_a_row_that_does_not_change_holds_up_no_claim_for_ever(store: SQLiteDataAccess, path: Path) -> None:
+    store.store_callback_request(REQUEST, id="nameless")
+    store.store_callback_request(REQUEST, id="sound")
+    execute(path, "UPDATE callbackq_callbacks SET id = 'no.id' WHERE id = 'nameless'")
+    with closing(sqlite3.connect(path)) as connection:
+        # As with an index that is damaged: what the claim writes is not what it reads.
+        connection.execute(
+            "CREATE TRIGGER deaf BEFORE UPDATE ON callbackq_callbacks WHEN old.id = 'no.id' "
+            "BEGIN SELECT raise(IGNORE); END"
+        )
+
+    acquired = store.acquire_locks("machine", lock_timeout=LOCK_TIMEOUT, limit=3)
+
+    assert [one.id for one in acquired] == ["sound"]

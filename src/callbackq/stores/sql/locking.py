@@ -23,6 +23,7 @@ from callbackq.stores.sql.rows import (
     STATES,
     WAITING,
     CallbackRow,
+    Key,
     attempt_values,
     read_on_exhausted,
     read_request,
@@ -47,6 +48,7 @@ def claim(transaction: Transaction, now: int, *, limit: int, take: Take) -> list
     Putting together what was locked is left to `acquired`, outside of the transaction, where it holds up nobody.
     """
     claims: list[Claim] = []
+    seen: set[Key] = set()
     while len(claims) < limit:
         # All queues wait for a claim, so it waits for none.
         changes = Changes(now, wait="not at all")
@@ -58,9 +60,11 @@ def claim(transaction: Transaction, now: int, *, limit: int, take: Take) -> list
             take(free)
         changes.write(transaction)
         claims += [(row, requests[row.callback]) for row in free]
-        if len(free) == len(found):
+        # Where what was written can't be seen (an index is damaged, a trigger is in the way), they come again.
+        if len(free) == len(found) or seen.issuperset(row.callback for row in found):
             break
         # Some ended with their locks, and those behind them may be due.
+        seen.update(row.callback for row in found)
     return claims
 
 
