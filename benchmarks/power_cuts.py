@@ -334,8 +334,11 @@ class Found:
 def owed(store: SQLiteDataAccess) -> set[str]:
     ids: set[str] = set()
     while leased := store.acquire_notifications(lock_timeout=LEASE, limit=100):
+        told = {id for notification in leased for id in notification.callback_ids}
+        if told <= ids:
+            break  # a damaged file may give the same for ever
+        ids |= told
         for notification in leased:
-            ids.update(notification.callback_ids)
             store.record_notification(notification, retry_in=None)
     return ids
 
