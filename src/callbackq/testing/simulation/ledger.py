@@ -381,7 +381,8 @@ class Ledger:
         id, token = arrival.callback_id, arrival.token
         account = self.accounts[id]
         for earlier in account.accepted_tokens:
-            if not self._is_excused(earlier):
+            # What stood still before its first byte for longer than its lock is the straggler itself.
+            if not self._is_excused(earlier) and token not in self.stale_tokens:
                 self.break_rule("sent again", id, f"accepted under token {earlier}, sent again under {token}")
         account.accepted_tokens.append(token)
 
