@@ -41,6 +41,7 @@ __all__ = [
     "Notification",
     "SupportsBackup",
     "SupportsEnlist",
+    "SupportsHandover",
     "SupportsListing",
     "SupportsNotifications",
     "SupportsPurge",
@@ -565,6 +566,32 @@ class SupportsEnlist(Protocol[_Connection]):
         Tell subscribers that something may be due, once the application has committed.
 
         No store can hear that commit. Without the hint a dispatcher finds the callbacks at its next poll.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsHandover(Protocol):
+    """
+    The store can record results and lock what is due then in one transaction: one durable commit in place of two.
+
+    The next callback of a queue may begin when the result of the one before is durable. So where commits are slow, or
+    queues are few, commits are most of what there is to wait for.
+    """
+
+    @abstractmethod
+    def record_and_acquire(
+        self, records: Sequence[AttemptRecord], machine_name: str, *, lock_timeout: timedelta, limit: int
+    ) -> tuple[list[Transition | LockLostError], list[Acquired]]:
+        """
+        Do what `DataAccess.record_attempts` does, and then what `DataAccess.acquire_locks` does, all or nothing.
+
+        Returns:
+            What each of the two returns. What the results have made due is among the locks, limit permitting.
+
+        Raises:
+            InvalidRequestError: as `DataAccess.acquire_locks`.
+            TransientDataAccessError, DataAccessError: as both.
         """
         ...
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Final
@@ -25,9 +25,11 @@ from attrs import evolve
 from callbackq.clock import Clock
 from callbackq.core.delivery import Delivery, NotSent, NotSentReason
 from callbackq.core.fairness import Admission, HostLimits
+from callbackq.core.lifecycle import Transition
 from callbackq.core.models import AttemptFailure
-from callbackq.core.planning import margin_of, plan
-from callbackq.dataaccess import Acquired, DataAccess
+from callbackq.core.planning import Plan, margin_of, plan
+from callbackq.dataaccess import Acquired, AttemptRecord, DataAccess, SupportsHandover
+from callbackq.errors import LockLostError
 from callbackq.events import EventKind
 from callbackq.faultlog import log_fault
 from callbackq.judging import Judge
@@ -83,6 +85,10 @@ class Engine:
         on_notification_owed: Callable[[], None],
     ) -> None:
         self._data_access = data_access
+        self._handover = data_access if isinstance(data_access, SupportsHandover) else None
+        # What was acquired with results, and is still to be taken in.
+        self._handed_over: Callable[[], None] | None = None
+        self._is_draining = False
         self.sender = sender
         self._settings = settings
         self._reporter = reporter
@@ -95,6 +101,7 @@ class Engine:
         self.recorder = Recorder(
             data_access,
             reporter,
+            record=self._record,
             after_attempt=self._judge.after_attempt,
             on_notification_owed=on_notification_owed,
         )
@@ -142,6 +149,7 @@ class Engine:
         Returns:
             Seconds after which it wants to be called again, unless something arrives in `inbox` first.
         """
+        self._is_draining = draining
         if draining:
             # First of all: an outcome that comes in now must not let the next in line begin.
             for _, slot in self._hosts.leave_lines():
@@ -151,7 +159,7 @@ class Engine:
         self._end_those_who_overstay()
         for line in self.recorder.ready_lines(self._clock.monotonic()):
             self._with_store(line.rest, partial(self._write, line), is_struggling=line.is_struggling)
-        wait = self._acquire_and_send(draining=draining)
+        wait = self._acquire_and_send()
         # More to write: what was just acquired can have ended at once, and what failed is tried again.
         wait = min(wait, self.recorder.seconds_to_write(self._clock.monotonic()))
         return min(wait, _NO_MEMORY_REST_SECONDS) if self._untaken else wait
@@ -222,6 +230,21 @@ class Engine:
 
     # Results going out.
 
+    def _record(self, records: Sequence[AttemptRecord]) -> list[Transition | LockLostError]:
+        """Record results and, if the store does both in one commit, acquire what may take their places."""
+        handover, limit = self._handover, 0
+        if handover is not None and self._handed_over is None and not self.store_is_failing:
+            limit = self._plan(freed=len(records)).acquire
+        if handover is None or not limit:
+            return self._data_access.record_attempts(records)
+        now = self._clock.monotonic()
+        results, acquired = handover.record_and_acquire(
+            records, self._settings.machine_name, lock_timeout=self._settings.lock_timeout, limit=limit
+        )
+        # Later, when the results have been reported and their slots are free: one of them may be due again.
+        self._handed_over = partial(self._take_all_in, acquired, now, limit)
+        return results
+
     def _write(self, line: Line) -> None:
         for slot in line.write():
             del self._slots[slot.acquired.id]
@@ -233,25 +256,45 @@ class Engine:
 
     # Acquiring and sending.
 
-    def _acquire_and_send(self, *, draining: bool) -> float:
-        now = self._clock.monotonic()
-        step = plan(
-            free_slots=self._settings.concurrency - len(self._slots),
-            seconds_to_look=self._look_at - now,
-            poll_interval=self._settings.poll_interval.total_seconds(),
-            paused_for=max(self._acquiring.until, self._sending.until) - now,
-            draining=draining,
-        )
+    def _acquire_and_send(self) -> float:
+        handed_over, self._handed_over = self._handed_over, None
+        if handed_over is not None:
+            self._with_store(self._acquiring, handed_over)
+        step = self._plan()
         if step.acquire:
             self._with_store(self._acquiring, lambda: self._acquire(step.acquire))
         return step.wait
 
-    def _acquire(self, limit: int) -> None:
-        # Read before the call: no lock can have begun earlier, so none can end earlier than reckoned here.
+    def _plan(self, *, freed: int = 0) -> Plan:
+        """Plan the next step, or that after so many results are recorded, which may make something due."""
         now = self._clock.monotonic()
+        return plan(
+            free_slots=self._settings.concurrency - len(self._slots) + freed,
+            seconds_to_look=0.0 if freed else self._look_at - now,
+            poll_interval=self._settings.poll_interval.total_seconds(),
+            paused_for=max(self._acquiring.until, self._sending.until) - now,
+            draining=self._is_draining,
+        )
+
+    def _acquire(self, limit: int) -> None:
+        now = self._clock.monotonic()
+        acquired = self._data_access.acquire_locks(
+            self._settings.machine_name, lock_timeout=self._settings.lock_timeout, limit=limit
+        )
+        self._take_all_in(acquired, now, limit)
+
+    def _take_all_in(self, acquired: list[Acquired], asked_at: float, limit: int) -> None:
+        """
+        Begin the attempts of what the store has locked.
+
+        Args:
+            acquired: what that is.
+            asked_at: clock reading before the store was asked: no lock can have begun earlier, so none can end earlier
+                than is reckoned from here.
+            limit: how many it was asked for.
+        """
         lock_timeout = self._settings.lock_timeout
-        acquired = self._data_access.acquire_locks(self._settings.machine_name, lock_timeout=lock_timeout, limit=limit)
-        ends_at = now + (lock_timeout - margin_of(lock_timeout)).total_seconds()
+        ends_at = asked_at + (lock_timeout - margin_of(lock_timeout)).total_seconds()
         # While the store was at it, outcomes may have come: an answer that is there is no attempt that overstays.
         self._take_all()
         fresh, renewed = [], []

@@ -156,6 +156,7 @@ class Recorder:
     Args:
         data_access: the store.
         reporter: told of every change after the store has taken it.
+        record: has the store record results; returns what `DataAccess.record_attempts` does.
         after_attempt: decides what follows from a slot's attempt, by its newest lock.
         on_notification_owed: called when a failure that owes an e-mail was recorded.
 
@@ -170,12 +171,14 @@ class Recorder:
         data_access: DataAccess,
         reporter: Reporter,
         *,
+        record: Callable[[Sequence[AttemptRecord]], list[Transition | LockLostError]],
         after_attempt: Callable[[Acquired, CallbackAttempt, timedelta | None], Transition],
         on_notification_owed: Callable[[], None],
     ) -> None:
         self._data_access = data_access
         self._shard_of = data_access.shard_of if isinstance(data_access, SupportsShards) else _the_only_shard
         self._reporter = reporter
+        self._record_all = record
         self._after_attempt = after_attempt
         self._on_notification_owed = on_notification_owed
         self.finished = 0
@@ -233,7 +236,7 @@ class Recorder:
 
     def _write_results(self, slots: Sequence[Slot]) -> None:
         records = [self._record_of(slot) for slot in slots]
-        results = self._data_access.record_attempts(records)
+        results = self._record_all(records)
         for record, result in zip(records, results, strict=True):
             self._report(record, result)
 

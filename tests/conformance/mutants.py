@@ -28,7 +28,16 @@ from callbackq.core.models import (
     CallbackState,
     CallbackStatus,
 )
-from callbackq.dataaccess import Acquired, Action, Notification, SupportsBackup, SupportsEnlist, check_arguments
+from callbackq.dataaccess import (
+    Acquired,
+    Action,
+    AttemptRecord,
+    Notification,
+    SupportsBackup,
+    SupportsEnlist,
+    SupportsHandover,
+    check_arguments,
+)
 from callbackq.errors import (
     CallbackNotFoundError,
     ConflictError,
@@ -50,6 +59,7 @@ from callbackq.testing.conformance import (
     Exclusive,
     Expiry,
     Fenced,
+    Handover,
     HeadOnly,
     Hints,
     Idempotent,
@@ -63,7 +73,7 @@ from callbackq.testing.conformance import (
     Tokens,
 )
 
-__all__ = ["MUTANTS", "Enlisted", "Sturdy"]
+__all__ = ["MUTANTS", "Enlisted", "HandingOver", "Sturdy"]
 
 
 class _BackendGone:
@@ -1058,3 +1068,44 @@ class TakesAnythingForAConnection(Enlisted):
 @breaks(Enlisting)
 class KeepsHintsToItself(Enlisted):
     def hint(self) -> None: ...
+
+
+class HandingOver(Sturdy, SupportsHandover):
+    """`Sturdy`, recording and acquiring in one call."""
+
+    def record_and_acquire(
+        self, records: Sequence[AttemptRecord], machine_name: str, *, lock_timeout: timedelta, limit: int
+    ) -> tuple[list[Transition | LockLostError], list[Acquired]]:
+        check_arguments(machine_name=machine_name, lock_timeout=lock_timeout, limit=limit)
+        results = self.record_attempts(records)
+        return results, self.acquire_locks(machine_name, lock_timeout=lock_timeout, limit=limit)
+
+
+@breaks(Handover)
+class AcquiresBeforeItRecords(HandingOver):
+    def record_and_acquire(
+        self, records: Sequence[AttemptRecord], machine_name: str, *, lock_timeout: timedelta, limit: int
+    ) -> tuple[list[Transition | LockLostError], list[Acquired]]:
+        acquired = self.acquire_locks(machine_name, lock_timeout=lock_timeout, limit=limit)
+        return self.record_attempts(records), acquired
+
+
+@breaks(Handover)
+class RecordsWhatItIsWronglyAsked(HandingOver):
+    def record_and_acquire(self, records: Sequence[AttemptRecord], machine_name: str, **rest: Any) -> Any:
+        results = self.record_attempts(records)
+        return results, self.acquire_locks(machine_name, **rest)
+
+
+@breaks(Handover)
+class HandsOverAsManyAsWereRecorded(HandingOver):
+    def record_and_acquire(self, records: Sequence[AttemptRecord], *args: Any, **rest: Any) -> Any:
+        rest["limit"] = len(records) or rest["limit"]
+        return super().record_and_acquire(records, *args, **rest)
+
+
+@breaks(Handover)
+class LeavesOutWhatCameLate(HandingOver):
+    def record_and_acquire(self, records: Sequence[AttemptRecord], *args: Any, **rest: Any) -> Any:
+        results, acquired = super().record_and_acquire(records, *args, **rest)
+        return [result for result in results if not isinstance(result, LockLostError)], acquired

@@ -11,10 +11,10 @@ import pytest
 
 from callbackq.dataaccess import DataAccess
 from callbackq.testing import DataAccessConformance, FakeClock
-from callbackq.testing.conformance import CLAUSES, Enlisting
+from callbackq.testing.conformance import CLAUSES, Enlisting, Handover
 from callbackq.testing.conformance.base import Conformance
 
-from .mutants import MUTANTS, Enlisted, Sturdy
+from .mutants import MUTANTS, Enlisted, HandingOver, Sturdy
 
 
 class Hooks(Conformance):
@@ -45,6 +45,10 @@ class TestTheStoreThatTheMutantsAreMadeOf(Hooks, DataAccessConformance):
 
 class TestTheStoreThatTheMutantsOfTransactionsAreMadeOf(Hooks, Enlisting):
     kind = Enlisted
+
+
+class TestTheStoreThatTheMutantsOfHandingOverAreMadeOf(Hooks, Handover):
+    kind = HandingOver
 
 
 _TRIES = 4

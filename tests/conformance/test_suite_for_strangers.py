@@ -15,6 +15,7 @@ from callbackq.testing.conformance import (
     Backup,
     Enlisting,
     Fenced,
+    Handover,
     HeadOnly,
     Notifications,
     OperatorActions,
@@ -100,7 +101,7 @@ def test_every_test_says_what_it_proves() -> None:
 
 
 def test_no_group_hides_a_test_of_another() -> None:
-    groups: list[type[Conformance]] = [*CLAUSES.values(), Notifications, OperatorActions, Enlisting]
+    groups: list[type[Conformance]] = [*CLAUSES.values(), Notifications, OperatorActions, Enlisting, Handover]
 
     names = [name for group in groups for name in names_of(group)]
 

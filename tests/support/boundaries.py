@@ -28,6 +28,7 @@ _CALLS = frozenset(
         "acquire_locks",
         "release_locks",
         "record_attempts",
+        "record_and_acquire",
         "next_due",
         "acquire_notifications",
         "record_notification",

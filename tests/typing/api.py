@@ -63,6 +63,7 @@ from callbackq.dataaccess import (
     Notification,
     SupportsBackup,
     SupportsEnlist,
+    SupportsHandover,
     SupportsListing,
     SupportsNotifications,
     SupportsPurge,
@@ -229,6 +230,11 @@ def a_custom_store(acquired: Acquired, attempt: CallbackAttempt, transition: Tra
     store = MyDataAccess()
     record = AttemptRecord(acquired=acquired, attempt=attempt, transition=transition)
     assert_type(store.record_attempts([record]), list[Transition | callbackq.LockLostError])
+    handing_over: SupportsHandover = callbackq.SQLiteDataAccess("callbacks.db")
+    assert_type(
+        handing_over.record_and_acquire([record], "worker", lock_timeout=timedelta(seconds=30), limit=10),
+        tuple[list[Transition | callbackq.LockLostError], list[Acquired]],
+    )
     unsubscribe: Callable[[], None] = store.subscribe(lambda: None)
     unsubscribe()
     several = ShardedDataAccess([store, callbackq.InMemoryDataAccess()])

@@ -24,6 +24,7 @@ from callbackq.dataaccess import (
     Notification,
     SupportsBackup,
     SupportsEnlist,
+    SupportsHandover,
     SupportsListing,
     SupportsNotifications,
     SupportsPurge,
@@ -56,6 +57,8 @@ _LONGEST_BUSY_TIMEOUT: Final = timedelta(days=1)
 _DURABILITIES: Final = {"power": Durability.POWER, "process": Durability.PROCESS}
 
 _T = TypeVar("_T")
+_Claim = Callable[[SQLiteTransaction, int], list[locking.Claim]]
+_HandedOver = tuple[list[Transition | LockLostError], list[locking.Claim]]
 
 
 class SQLiteDataAccess(
@@ -65,6 +68,7 @@ class SQLiteDataAccess(
     SupportsPurge,
     SupportsBackup,
     SupportsEnlist[sqlite3.Connection],
+    SupportsHandover,
 ):
     """
     Keep callbacks in an SQLite file, for any number of threads and processes on one machine.
@@ -215,16 +219,34 @@ class SQLiteDataAccess(
         if due is None or due > self._time.now_us():
             self._database.checkpoint_when_idle()
             return []
-        claims = self._write(
-            partial(
-                claiming.claim,
-                machine_name=machine_name,
-                lock_timeout=lock_timeout,
-                limit=min(limit, _MOST_LOCKS),
-                holder=self._holders.own() if self._is_local else None,
-            )
-        )
+        claims = self._write(self._claim(machine_name, lock_timeout, limit))
         return [locking.acquired(claim) for claim in claims]
+
+    def record_and_acquire(
+        self, records: Sequence[AttemptRecord], machine_name: str, *, lock_timeout: timedelta, limit: int
+    ) -> tuple[list[Transition | LockLostError], list[Acquired]]:
+        check_arguments(machine_name=machine_name, lock_timeout=lock_timeout, limit=limit)
+        self._database.open()
+        self._free_locks_of_the_dead()
+        claim = self._claim(machine_name, lock_timeout, limit)
+
+        def hand_over(transaction: SQLiteTransaction, now: int) -> tuple[_HandedOver, bool]:
+            outcomes, made_due = locking.end_locks(transaction, now, records)
+            claims = claim(transaction, now)
+            # With fewer than it asked for, it has all that is due, and there is nothing to hint at.
+            return (outcomes, claims), made_due and len(claims) >= limit
+
+        outcomes, claims = self._telling(hand_over)
+        return outcomes, [locking.acquired(claim) for claim in claims]
+
+    def _claim(self, machine_name: str, lock_timeout: timedelta, limit: int) -> _Claim:
+        return partial(
+            claiming.claim,
+            machine_name=machine_name,
+            lock_timeout=lock_timeout,
+            limit=min(limit, _MOST_LOCKS),
+            holder=self._holders.own() if self._is_local else None,
+        )
 
     def release_lock(self, acquired: Acquired, *, delay: timedelta = timedelta(0)) -> Transition:
         check_arguments(delay=delay)

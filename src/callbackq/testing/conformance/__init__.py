@@ -11,6 +11,7 @@ from __future__ import annotations
 from callbackq.testing.conformance.enlisting import Enlisting
 from callbackq.testing.conformance.expiring import Expiry
 from callbackq.testing.conformance.failing import Errors, ThreadsAndForks
+from callbackq.testing.conformance.handing_over import Handover
 from callbackq.testing.conformance.keeping import Backup, Purge
 from callbackq.testing.conformance.locking import Exclusive, HeadOnly, Tokens
 from callbackq.testing.conformance.notifying import Notifications
@@ -31,6 +32,7 @@ __all__ = [
     "Exclusive",
     "Expiry",
     "Fenced",
+    "Handover",
     "HeadOnly",
     "Hints",
     "Idempotent",
@@ -85,6 +87,7 @@ class DataAccessConformance(
     Backup,
     OperatorActions,
     Enlisting,
+    Handover,
 ):
     """
     Test a store: subclass this, say how to make one, and run it.

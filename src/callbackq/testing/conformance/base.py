@@ -29,6 +29,7 @@ from callbackq.dataaccess import (
     DataAccess,
     SupportsBackup,
     SupportsEnlist,
+    SupportsHandover,
     SupportsListing,
     SupportsNotifications,
     SupportsPurge,
@@ -249,6 +250,12 @@ class Conformance:
         if not isinstance(self.store, SupportsEnlist):
             raise SkipTest("the store is no SupportsEnlist")
         return cast("_Enlisting", self.store)
+
+    @property
+    def handing_over(self) -> SupportsHandover:
+        if not isinstance(self.store, SupportsHandover):
+            raise SkipTest("the store is no SupportsHandover")
+        return self.store
 
     def transaction(self) -> AbstractContextManager[Any]:
         """A transaction of the application's. The store must be open before it begins."""

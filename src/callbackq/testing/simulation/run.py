@@ -22,7 +22,7 @@ from callbackq.testing.history import History, Violation
 from callbackq.testing.simulation.ledger import Ledger
 from callbackq.testing.simulation.process import Process
 from callbackq.testing.simulation.scenario import Behaviour, Command, CommandKind, Fault, FaultKind, Reaction, Scenario
-from callbackq.testing.simulation.store import RealStore, WayToTheStore
+from callbackq.testing.simulation.store import RealStore, WayToTheStore, WayWithHandover
 from callbackq.testing.simulation.transport import MailServer, SimulatedNotifier, SimulatedTransport
 from callbackq.testing.simulation.world import Actor, Entry, Killed, MachineClock, World, microseconds
 
@@ -154,7 +154,7 @@ class _Simulation:
             if self._was_rebooted and self._clocks[0].offset:
                 self._ledger.time_has_jumped = self._ledger.mails.time_has_jumped = True
             store = self._stores[actor] = SQLiteDataAccess(self._path, clock=self._clocks[0], durability="process")
-            return WayToTheStore(store, actor, self._ledger, in_batches=True)
+            return WayWithHandover(store, actor, self._ledger, in_batches=True)
         return WayToTheStore(self._shared, actor, self._ledger, in_batches=False)
 
     def _start(self, number: int) -> None:

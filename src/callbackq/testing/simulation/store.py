@@ -13,6 +13,7 @@ from callbackq.dataaccess import (
     AttemptRecord,
     DataAccess,
     Notification,
+    SupportsHandover,
     SupportsListing,
     SupportsNotifications,
     SupportsPurge,
@@ -27,7 +28,7 @@ from callbackq.errors import (
 from callbackq.testing.simulation.ledger import Ledger
 from callbackq.testing.simulation.world import Actor, microseconds
 
-__all__ = ["RealStore", "WayToTheStore"]
+__all__ = ["RealStore", "WayToTheStore", "WayWithHandover"]
 
 _T = TypeVar("_T")
 
@@ -115,24 +116,23 @@ class WayToTheStore(DataAccess, SupportsNotifications):
         )
 
     def acquire_locks(self, machine_name: str, *, lock_timeout: timedelta, limit: int) -> list[Acquired]:
-        actor, world = self._actor, self._actor.world
-
-        def note(found: list[Acquired]) -> None:
-            self._ledger.acquired(actor, limit, found, self._pass)
-            for one in found:
-                world.tell(
-                    actor.name,
-                    "locked",
-                    one.id,
-                    f"queue {one.queue_id!r} number {one.sequence} token {one.lock.token} until "
-                    f"{world.now_us / 1e6 + lock_timeout.total_seconds():.6f}, abandoned {one.abandoned}",
-                )
-
         return self._call(
             "acquire_locks",
             lambda: self.store.acquire_locks(machine_name, lock_timeout=lock_timeout, limit=limit),
-            note,
+            lambda found: self._note_locks(found, lock_timeout, limit),
         )
+
+    def _note_locks(self, found: list[Acquired], lock_timeout: timedelta, limit: int) -> None:
+        actor, world = self._actor, self._actor.world
+        self._ledger.acquired(actor, limit, found, self._pass)
+        for one in found:
+            world.tell(
+                actor.name,
+                "locked",
+                one.id,
+                f"queue {one.queue_id!r} number {one.sequence} token {one.lock.token} until "
+                f"{world.now_us / 1e6 + lock_timeout.total_seconds():.6f}, abandoned {one.abandoned}",
+            )
 
     def _pass(self, id: str) -> None:
         self._ledger.passed(id, self.store.get_callback_status(id))
@@ -166,16 +166,19 @@ class WayToTheStore(DataAccess, SupportsNotifications):
         return [outcome for part in parts for outcome in self._record(part)]
 
     def _record(self, records: Sequence[AttemptRecord]) -> list[Transition | LockLostError]:
-        def note(outcomes: list[Transition | LockLostError]) -> None:
-            for record, outcome in zip(records, outcomes, strict=True):
-                self._ledger.recorded(self._actor, record, outcome)
-                attempt = record.attempt
-                words = "unsent" if attempt is None else f"{attempt.status_code} {_name(attempt.failure)}"
-                self._tell("recorded", record.acquired, outcome, words)
-
         return self._call(
-            "record_attempt", lambda: self.store.record_attempts(records), note, about=records[0].acquired.id
+            "record_attempt",
+            lambda: self.store.record_attempts(records),
+            lambda outcomes: self._note_results(records, outcomes),
+            about=records[0].acquired.id,
         )
+
+    def _note_results(self, records: Sequence[AttemptRecord], outcomes: Sequence[Transition | LockLostError]) -> None:
+        for record, outcome in zip(records, outcomes, strict=True):
+            self._ledger.recorded(self._actor, record, outcome)
+            attempt = record.attempt
+            words = "unsent" if attempt is None else f"{attempt.status_code} {_name(attempt.failure)}"
+            self._tell("recorded", record.acquired, outcome, words)
 
     def _tell(self, what: str, acquired: Acquired, outcome: Transition | LockLostError, words: str) -> None:
         end = "the lock was lost" if isinstance(outcome, LockLostError) else outcome.state.value
@@ -237,6 +240,28 @@ class WayToTheStore(DataAccess, SupportsNotifications):
         except DataAccessError:
             self._ledger.mails.excuse(notification.first_token)
             raise
+
+
+class WayWithHandover(WayToTheStore, SupportsHandover):
+    """The way to a store that records and acquires in one transaction."""
+
+    def record_and_acquire(
+        self, records: Sequence[AttemptRecord], machine_name: str, *, lock_timeout: timedelta, limit: int
+    ) -> tuple[list[Transition | LockLostError], list[Acquired]]:
+        store = self.store
+        assert isinstance(store, SupportsHandover)
+
+        def note(both: tuple[list[Transition | LockLostError], list[Acquired]]) -> None:
+            results, found = both
+            self._note_results(records, results)
+            self._note_locks(found, lock_timeout, limit)
+
+        return self._call(
+            "record_and_acquire",
+            lambda: store.record_and_acquire(records, machine_name, lock_timeout=lock_timeout, limit=limit),
+            note,
+            about=records[0].acquired.id,
+        )
 
 
 def _nothing(_: object) -> None:
