@@ -25,6 +25,7 @@ from callbackq.dataaccess import (
     Durability,
     Notification,
     SupportsEnlist,
+    SupportsHandover,
     SupportsListing,
     SupportsNotifications,
     SupportsPurge,
@@ -64,6 +65,7 @@ class PostgreSQLDataAccess(
     SupportsListing,
     SupportsPurge,
     SupportsEnlist[psycopg.Connection[Any]],
+    SupportsHandover,
 ):
     """
     Keep callbacks in a PostgreSQL database, for any number of threads, processes and machines.
@@ -211,6 +213,34 @@ class PostgreSQLDataAccess(
         claim = partial(claiming.claim, machine_name=machine_name, lock_timeout=lock_timeout, limit=limit)
         claims = self._claim_peeked(claim, limit) if self._is_distributed else self._claim_seen(claim, limit)
         return [locking.acquired(one) for one in claims]
+
+    def record_and_acquire(
+        self, records: Sequence[AttemptRecord], machine_name: str, *, lock_timeout: timedelta, limit: int
+    ) -> tuple[list[Transition | LockLostError], list[Acquired]]:
+        check_arguments(machine_name=machine_name, lock_timeout=lock_timeout, limit=limit)
+        if self._is_distributed:
+            # Claims meet each other there, and are tried again; results need not be.
+            recorded = self.record_attempts(records)
+            with suppress(DataAccessError):
+                return recorded, self.acquire_locks(machine_name, lock_timeout=lock_timeout, limit=limit)
+            return recorded, []
+        self._give_back_unsure()
+        limit = min(limit, _MOST_LOCKS)
+        claim = partial(claiming.claim, machine_name=machine_name, lock_timeout=lock_timeout, limit=limit)
+        results: list[Transition | LockLostError] = []
+        made_due = False
+
+        def record_and_claim(transaction: PostgreSQLTransaction, now: int) -> list[locking.Claim]:
+            nonlocal results, made_due
+            results, made_due = locking.end_locks(transaction, now, records)
+            return claiming.search(transaction, now, mark=self._mark, claim=claim)
+
+        claims = self._claim(record_and_claim)
+        self._found_enough = len(claims) == limit
+        # With fewer than it asked for, it has all that is due, and there is nothing to hint at.
+        if made_due and self._found_enough:
+            self.hint()
+        return results, [locking.acquired(one) for one in claims]
 
     def _claim_seen(self, claim: _Claim, limit: int) -> list[locking.Claim]:
         # To look first costs less than a transaction that finds nothing; where the last one found all it could take,
