@@ -17,6 +17,7 @@ from callbackq.core.models import CallbackState
 from callbackq.dataaccess import Acquired, Action, AttemptRecord, Notification
 from callbackq.errors import DataAccessError, IllegalTransitionError, TransientDataAccessError
 from callbackq.stores.postgres import PostgreSQLDataAccess
+from callbackq.stores.postgres.claiming import Mark
 from callbackq.stores.postgres.transaction import load
 from callbackq.testing.conformance.base import (
     DELIVERED,
@@ -239,6 +240,31 @@ def recording_late(world: World) -> Scenario:
     return lambda: world.store.record_attempts([lost]), check
 
 
+def handing_over(world: World) -> Scenario:
+    world.given("a", "b", queue_id="queue")
+    record = AttemptRecord(acquired=world.given_lock(), attempt=an_attempt(200), transition=DELIVERED)
+
+    def call() -> list[Acquired]:
+        def found() -> list[Acquired]:
+            world.store._mark = Mark()  # so that it searches from the beginning, which it does once a second
+            # Until the session whose line was lost has noticed, its rows are passed over.
+            results, acquired = world.store.record_and_acquire([record], "machine", lock_timeout=LOCK_TIMEOUT, limit=9)
+            assert [getattr(one, "state", None) for one in results] == [CallbackState.SUCCEEDED]
+            return acquired
+
+        handed_over: list[Acquired] = []
+        until(lambda: handed_over.extend(found()) or handed_over, "the next of the queue")
+        return handed_over
+
+    def check(acquired: list[Acquired]) -> None:
+        assert len(world.beside.get_callback_status("a").attempts) == 1
+        assert [(one.id, one.abandoned) for one in acquired] == [("b", 0)]
+        newest = world.beside.get_callback_status("b").locks[-1]
+        assert (newest.token, newest.ended) == (acquired[0].lock.token, None)
+
+    return call, check
+
+
 def releasing(world: World) -> Scenario:
     world.given("a")
     acquired = world.given_lock()
@@ -372,6 +398,7 @@ SCENARIOS: list[Callable[[World], Scenario]] = [
     taking_over,
     recording,
     recording_late,
+    handing_over,
     releasing,
     cancelling,
     redelivering_in_place,
