@@ -7,7 +7,7 @@ names every faulty field. No repr shows a query string, header value, body or e-
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any, Final, Literal, NoReturn, TypeVar
@@ -121,7 +121,8 @@ def _to_phases(value: Sequence[RetryPhase]) -> tuple[RetryPhase, ...]:
 
 
 _Model = TypeVar("_Model")
-_PLAIN_TYPES: Final = frozenset({str, bytes, int, bool, type(None)})
+# Most values are of one of these, and pass at the first look.
+_PLAIN_TYPES: Final = frozenset({str, bytes, int, bool, type(None), datetime, timedelta, tuple, Headers})
 
 
 def _plain(value: Any) -> Any:
@@ -139,12 +140,15 @@ def _plain(value: Any) -> Any:
 
 def _settle(model: object, checks: Mapping[str, v.Check]) -> None:
     """Bring the fields of a model that is being built to plain types, and refuse it if one has a fault."""
-    for name in checks:
+    has_faults = False
+    for name, check in checks.items():
         given = getattr(model, name)
         value = _plain(given)
         if value is not given:
             object.__setattr__(model, name, value)
-    v.refuse(_faults_of(model, checks))
+        has_faults = has_faults or any(check(value))
+    if has_faults:
+        v.refuse(_faults_of(model, checks))
 
 
 def _faults_of(model: object, checks: Mapping[str, v.Check]) -> Iterator[v.Fault]:
@@ -364,17 +368,17 @@ class CallbackStatus:
 
 
 def _instances(kind: type, text: str) -> v.Check:
-    def check(value: object) -> Iterator[v.Fault]:
-        if not isinstance(value, kind):
-            yield "", f"must be {text}"
+    faults = (("", f"must be {text}"),)
+
+    def check(value: object) -> Iterable[v.Fault]:
+        return () if isinstance(value, kind) else faults
 
     return check
 
 
 def _optional(check: v.Check) -> v.Check:
-    def optional(value: object) -> Iterator[v.Fault]:
-        if value is not None:
-            yield from ((path, f"{reason}, or None") for path, reason in check(value))
+    def optional(value: object) -> Iterable[v.Fault]:
+        return () if value is None else ((path, f"{reason}, or None") for path, reason in check(value))
 
     return optional
 

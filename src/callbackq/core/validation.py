@@ -1,7 +1,7 @@
 """
 What a callback may contain: one check per field, shared by the models and by the JSON codec.
 
-A check takes whatever was given and yields every fault as ``(path below the field, reason)``. Reasons say
+A check takes whatever was given and gives every fault as ``(path below the field, reason)``. Reasons say
 what would be accepted and never quote the value, which may be a secret. A check looks at a size before it looks
 at what has that size, so that refusing costs little.
 """
@@ -58,7 +58,7 @@ __all__ = [
 ]
 
 Fault = tuple[str, str]
-Check = Callable[[object], Iterator[Fault]]
+Check = Callable[[object], Iterable[Fault]]
 
 METHODS: Final = ("GET", "POST", "PUT")
 ON_EXHAUSTED: Final = ("continue", "hold")
@@ -125,58 +125,70 @@ def refuse(faults: Iterable[Fault]) -> None:
         raise InvalidRequestError(listed)
 
 
-def check_url(value: object) -> Iterator[Fault]:
+def _one(reason: str) -> tuple[Fault]:
+    return (("", reason),)
+
+
+def check_url(value: object) -> Iterable[Fault]:
     try:
         parse_url(value)  # type: ignore[arg-type]  # it says so itself where the value is no text
     except UrlFault as fault:
-        yield "", str(fault)
+        return _one(str(fault))
+    return ()
 
 
-def check_method(value: object) -> Iterator[Fault]:
+def check_method(value: object) -> Iterable[Fault]:
     if not isinstance(value, str) or value not in METHODS:
-        yield "", "must be GET, POST or PUT"
+        return _one("must be GET, POST or PUT")
+    return ()
 
 
-def check_on_exhausted(value: object) -> Iterator[Fault]:
+def check_on_exhausted(value: object) -> Iterable[Fault]:
     if not isinstance(value, str) or value not in ON_EXHAUSTED:
-        yield "", "must be 'continue' or 'hold'"
+        return _one("must be 'continue' or 'hold'")
+    return ()
 
 
-def check_text(value: object) -> Iterator[Fault]:
+def check_text(value: object) -> Iterable[Fault]:
     """Labels: application id, queue id, machine name."""
     if not isinstance(value, str):
-        yield "", "must be a string"
-    elif len(value) > MAX_TEXT_LENGTH:
-        yield "", f"must not be longer than {MAX_TEXT_LENGTH} characters"
-    elif _CONTROL.search(value):
-        yield "", "must not contain control characters or line breaks"
-    elif _SURROGATE.search(value):
-        yield "", "must not contain lone surrogates"
+        return _one("must be a string")
+    if len(value) > MAX_TEXT_LENGTH:
+        return _one(f"must not be longer than {MAX_TEXT_LENGTH} characters")
+    if _CONTROL.search(value):
+        return _one("must not contain control characters or line breaks")
+    if _SURROGATE.search(value):
+        return _one("must not contain lone surrogates")
+    return ()
 
 
-def check_detail(value: object) -> Iterator[Fault]:
+def check_detail(value: object) -> Iterable[Fault]:
     """Words about a failure, which end up in log lines and e-mails."""
     if not isinstance(value, str) or not _DETAIL.fullmatch(value):
-        yield "", f"must be a string of at most {MAX_DETAIL_LENGTH} visible ASCII characters and blanks"
+        return _one(f"must be a string of at most {MAX_DETAIL_LENGTH} visible ASCII characters and blanks")
+    return ()
 
 
-def check_callback_id(value: object) -> Iterator[Fault]:
+def check_callback_id(value: object) -> Iterable[Fault]:
     if not isinstance(value, str) or not _CALLBACK_ID.fullmatch(value):
-        yield "", "must be 1 to 255 visible ASCII characters other than the dot"
+        return _one("must be 1 to 255 visible ASCII characters other than the dot")
+    return ()
 
 
-def check_email_address(value: object) -> Iterator[Fault]:
+def check_email_address(value: object) -> Iterable[Fault]:
     if not isinstance(value, str):
-        yield "", "must be a string"
-    elif value and (len(value) > MAX_EMAIL_LENGTH or not _EMAIL.fullmatch(value)):
-        yield "", f"must be empty or one plain ASCII address (name@host) of at most {MAX_EMAIL_LENGTH} characters"
+        return _one("must be a string")
+    if value and (len(value) > MAX_EMAIL_LENGTH or not _EMAIL.fullmatch(value)):
+        return _one(f"must be empty or one plain ASCII address (name@host) of at most {MAX_EMAIL_LENGTH} characters")
+    return ()
 
 
-def check_body(value: object) -> Iterator[Fault]:
+def check_body(value: object) -> Iterable[Fault]:
     if value is not None and not isinstance(value, bytes):
-        yield "", "must be bytes or None"
-    elif value is not None and len(value) > MAX_BODY_BYTES:
-        yield "", f"must not be longer than {MAX_BODY_BYTES} bytes"
+        return _one("must be bytes or None")
+    if value is not None and len(value) > MAX_BODY_BYTES:
+        return _one(f"must not be longer than {MAX_BODY_BYTES} bytes")
+    return ()
 
 
 def check_headers(value: object) -> Iterator[Fault]:
@@ -247,52 +259,60 @@ def is_path_text(value: object) -> bool:
     return isinstance(value, str) and bool(value) and not _NOT_IN_A_PATH.search(value)
 
 
-def check_retries(value: object) -> Iterator[Fault]:
+def check_retries(value: object) -> Iterable[Fault]:
     if not _is_int(value) or not 0 <= value <= MAX_RETRIES:  # type: ignore[operator]
-        yield "", f"must be a whole number from 0 to {MAX_RETRIES}"
+        return _one(f"must be a whole number from 0 to {MAX_RETRIES}")
+    return ()
 
 
-def check_delay(value: object) -> Iterator[Fault]:
+def check_delay(value: object) -> Iterable[Fault]:
     if not isinstance(value, timedelta):
-        yield "", "must be a timedelta"
-    elif not timedelta(0) <= value <= MAX_DELAY:
-        yield "", f"must be from 0 to {MAX_DELAY.days} days"
+        return _one("must be a timedelta")
+    if not timedelta(0) <= value <= MAX_DELAY:
+        return _one(f"must be from 0 to {MAX_DELAY.days} days")
+    return ()
 
 
-def check_phase_total(phases: tuple[tuple[int, timedelta], ...]) -> Iterator[Fault]:
+def check_phase_total(phases: tuple[tuple[int, timedelta], ...]) -> Iterable[Fault]:
     """The plan as a whole: *phases* as (retries, delay)."""
     # In whole microseconds: 100 phases of 10,000 retries of a year overflow a timedelta.
     total = sum(retries * (delay // _MICROSECOND) for retries, delay in phases)
     if total > MAX_TOTAL_DELAY // _MICROSECOND:
-        yield "", f"must not wait longer than {MAX_TOTAL_DELAY.days} days in all"
+        return _one(f"must not wait longer than {MAX_TOTAL_DELAY.days} days in all")
+    return ()
 
 
-def check_status_code(value: object) -> Iterator[Fault]:
+def check_status_code(value: object) -> Iterable[Fault]:
     if not _is_int(value) or not (value == 0 or 100 <= value <= 999):  # type: ignore[operator]
-        yield "", "must be 0 (no answer) or from 100 to 999"
+        return _one("must be 0 (no answer) or from 100 to 999")
+    return ()
 
 
-def check_instant(value: object) -> Iterator[Fault]:
+def check_instant(value: object) -> Iterable[Fault]:
     # The time zone's own methods are not asked: a foreign one may raise anything.
     if not isinstance(value, datetime) or value.tzinfo is not UTC:
-        yield "", "must be an aware datetime in UTC (datetime.timezone.utc)"
+        return _one("must be an aware datetime in UTC (datetime.timezone.utc)")
+    return ()
 
 
-def check_duration(value: object) -> Iterator[Fault]:
+def check_duration(value: object) -> Iterable[Fault]:
     if not isinstance(value, timedelta):
-        yield "", "must be a timedelta"
-    elif not timedelta(0) <= value <= MAX_DURATION:
-        yield "", f"must be from 0 to {MAX_DURATION.days} days"
+        return _one("must be a timedelta")
+    if not timedelta(0) <= value <= MAX_DURATION:
+        return _one(f"must be from 0 to {MAX_DURATION.days} days")
+    return ()
 
 
-def check_token(value: object) -> Iterator[Fault]:
+def check_token(value: object) -> Iterable[Fault]:
     if not _is_int(value) or not 0 <= value <= MAX_INTEGER:  # type: ignore[operator]
-        yield "", f"must be a whole number from 0 to {MAX_INTEGER}"
+        return _one(f"must be a whole number from 0 to {MAX_INTEGER}")
+    return ()
 
 
-def check_bool(value: object) -> Iterator[Fault]:
+def check_bool(value: object) -> Iterable[Fault]:
     if not isinstance(value, bool):
-        yield "", "must be True or False"
+        return _one("must be True or False")
+    return ()
 
 
 def _is_int(value: object) -> bool:

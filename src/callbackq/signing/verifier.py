@@ -64,7 +64,7 @@ def verify(
     _check_arguments(body, now, tolerance)
     keys = verifying_keys(secrets)
     id, timestamp, signatures = _webhook_headers(headers)
-    if next(check_callback_id(id), None) is not None:
+    if any(check_callback_id(id)):
         # A dot in the id would let signed text be cut at another place: a.1.2 is id "a" or id "a.1".
         raise SignatureError("the webhook-id header is not 1 to 255 visible ASCII characters without a dot")
     if not _TIMESTAMP.fullmatch(timestamp):
