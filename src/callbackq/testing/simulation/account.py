@@ -16,12 +16,19 @@ _OPEN: Final = (CallbackState.WAITING, CallbackState.LOCKED)
 
 @mutable(eq=False)
 class Account:
-    """What one callback must be."""
+    """
+    What one callback must be.
+
+    Attributes:
+        first_arrival: the place, among all arrivals, from which on they can be its own: an id that was purged may have
+            been stored anew.
+    """
 
     id: str
     request: CallbackRequest
     sequence: int
     due_us: int
+    first_arrival: int
     state: CallbackState = CallbackState.WAITING
     token: int = 0
     tokens: list[int] = field(factory=list)

@@ -127,7 +127,7 @@ class Ledger:
             account = self.accounts.get(id)
             if account is None or account.was_purged:
                 number = self._number(request.queue_id)
-                account = self.accounts[id] = Account(id, request, number, self._now_us())
+                account = self.accounts[id] = Account(id, request, number, self._now_us(), len(self.arrivals))
                 self._queues[request.queue_id or f"\0{id}"].append(account)
                 if status.sequence != number:
                     self.break_rule("number", id, f"number {status.sequence} where {number} is next")

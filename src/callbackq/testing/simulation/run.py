@@ -368,7 +368,11 @@ class _Simulation:
         statuses = list(self._application_way.store.list_callbacks())
         ledger.judge_end(statuses)
         gone = {id for id, one in ledger.accounts.items() if one.was_purged}
-        arrivals = [one for one in ledger.arrivals if one.callback_id not in gone]
+        arrivals = [
+            one
+            for place, one in enumerate(ledger.arrivals)
+            if one.callback_id not in gone and place >= ledger.accounts[one.callback_id].first_arrival
+        ]
         redelivered = [id for id, one in ledger.accounts.items() if one.redeliveries or ledger.time_has_jumped]
         excused = sum(self._is_excused(one.token) for one in arrivals if one.accepted is not None)
         judgement = History(

@@ -169,6 +169,7 @@ class Actor:
         self._faults = faults
         self._hindered_us = 0
         self._store_failed_at_us: int | None = None
+        self._pausing_since_us: int | None = None
 
     def reach(self, place: Literal["before", "after"], call: str, about: str = "") -> None:
         """
@@ -210,9 +211,12 @@ class Actor:
                 self.die(fault.seconds)
                 raise Killed
             case FaultKind.PAUSE:
-                self.hinder(microseconds(fault.seconds))
-                until = world.now_us + microseconds(fault.seconds)
+                since = self._pausing_since_us = world.now_us
+                until = since + microseconds(fault.seconds)
                 world.stand_still(lambda: max(until, self.frozen_until_us))
+                # Longer than planned, if something else stood still within it that ended later.
+                self._pausing_since_us = None
+                self.hinder(world.now_us - since)
                 world.tell(self.name, "goes on", about, call)
             case FaultKind.REFUSED:
                 raise TransientDataAccessError("simulated: nothing was written")
@@ -239,8 +243,8 @@ class Actor:
     @property
     def hindered_us(self) -> int:
         """How long it has been kept from its work so far, by standing still or by a store that fails."""
-        since = self._store_failed_at_us
-        return self._hindered_us + (0 if since is None else self.world.now_us - since)
+        under_way = (since for since in (self._store_failed_at_us, self._pausing_since_us) if since is not None)
+        return self._hindered_us + sum(self.world.now_us - since for since in under_way)
 
     def met_store(self, *, failed: bool) -> None:
         """Note how the store fared."""
