@@ -18,10 +18,11 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-import stores
-from callbackq import SQLiteDataAccess
 from drain import drained, fill, receiver, send_all
 from figures import Figure, figure_of, show
+
+import stores
+from callbackq import SQLiteDataAccess
 
 ROW = b"x" * 1024
 
