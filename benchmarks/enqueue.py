@@ -1,11 +1,12 @@
 """
-How fast callbacks are stored: one by one, as a ratio to a bare INSERT and its commit, and in batches.
+How fast callbacks are stored: one by one, as a ratio to a bare INSERT and its commit, from many threads, in batches.
 
     python benchmarks/enqueue.py [--store postgres] [--callbacks 500] [--rounds 7]
 
 The bare insert writes the same id, URL, headers and body of 1 KiB into one table with a primary key, through the
-driver, in the same database, and is as durable. All take turns; prints medians, and the CPU that a callback costs this
-process and the PostgreSQL server, which differs less than times do on a machine that has other work.
+driver, in the same database, and is as durable. 16 threads that store one by one share commits on SQLite. All take
+turns; prints medians, and the CPU that a callback costs this process and the PostgreSQL server, which differs less than
+times do on a machine that has other work.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
+
+from figures import Figure, figure_of, show
 
 import stores
 from callbackq import CallbackData, CallbackRequest
@@ -32,9 +36,14 @@ if TYPE_CHECKING:
 
 BATCH = 1_000
 QUEUES = 100
+THREADS = 16
 URL = "https://receiver.example/hook"
 DATA = CallbackData(headers={"Content-Type": "application/octet-stream"}, data=b"x" * 1024)
 TABLE = "CREATE TABLE bare (id TEXT PRIMARY KEY, url TEXT, headers TEXT, body {bytes})"
+
+BARE = "bare insert"
+ONE_BY_ONE = "one by one, no queues"
+FROM_THREADS = f"one by one, {THREADS} threads"
 
 Work = Callable[[int], None]
 
@@ -43,6 +52,17 @@ def one_by_one(store: Store, queues: int) -> Work:
     def work(count: int) -> None:
         for number in range(count):
             store.store_callback_request(request(number, queues))
+
+    return work
+
+
+def from_threads(store: Store) -> Work:
+    one_thread = one_by_one(store, 0)
+
+    def work(count: int) -> None:
+        with ThreadPoolExecutor(THREADS) as pool:
+            for done in [pool.submit(one_thread, count // THREADS) for _ in range(THREADS)]:
+                done.result()
 
     return work
 
@@ -126,41 +146,82 @@ class Measured:
         self.client_us.append((time.process_time() - client) / self._count * 1e6)
         self.server_us.append((server_cpu_seconds(self._server) - server) / self._count * 1e6)
 
+    def ratios(self, baseline: Measured) -> list[float]:
+        """Say how many times as fast as *baseline* it was, round by round."""
+        return [other / own for other, own in zip(baseline.seconds, self.seconds, strict=True)]
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--callbacks", type=int, default=500, help="for each round of those stored one by one")
-    parser.add_argument("--batches", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=7)
-    stores.add_options(parser)
-    options = parser.parse_args()
-    logging.disable()
+
+def measure(options: argparse.Namespace) -> dict[str, Measured]:
     with ExitStack() as stack:
         ground = stack.enter_context(stores.ground(options))
         store = stack.enter_context(ground.maker("enqueue")())
         store.store_callback_requests([])
-        singles = {
-            "bare insert": stack.enter_context(bare(ground)),
-            "one by one, no queues": one_by_one(store, 0),
-            f"one by one, {QUEUES} queues": one_by_one(store, QUEUES),
+        few, some, many = options.callbacks, options.callbacks * THREADS, options.batches * BATCH
+        measured = {
+            name: Measured(work, count, ground.server)
+            for name, work, count in (
+                (BARE, stack.enter_context(bare(ground)), few),
+                (ONE_BY_ONE, one_by_one(store, 0), few),
+                (f"one by one, {QUEUES} queues", one_by_one(store, QUEUES), few),
+                (FROM_THREADS, from_threads(store), some),
+                (f"batches of {BATCH}, no queues", in_batches(store, 0), many),
+                (f"batches of {BATCH}, {QUEUES} queues", in_batches(store, QUEUES), many),
+            )
         }
-        batches = {
-            f"batches of {BATCH}, no queues": in_batches(store, 0),
-            f"batches of {BATCH}, {QUEUES} queues": in_batches(store, QUEUES),
-        }
-        measured = {name: Measured(work, options.callbacks, ground.server) for name, work in singles.items()}
-        measured |= {name: Measured(work, options.batches * BATCH, ground.server) for name, work in batches.items()}
         for _ in range(options.rounds):
             for one in measured.values():
                 one.run_round()
-    raw = measured["bare insert"]
-    print(f"{'':28} {'/s':>8} {'x bare':>7} {'CPU µs here':>12} {'in the server':>14}")
+    return measured
+
+
+def figures(options: argparse.Namespace) -> list[Figure]:
+    return figures_of(measure(options), options.store)
+
+
+def figures_of(measured: dict[str, Measured], store: str) -> list[Figure]:
+    found = []
     for name, one in measured.items():
-        ratio = median(bare / own for bare, own in zip(raw.seconds, one.seconds, strict=True))
-        print(
-            f"{name:28} {1 / median(one.seconds):8,.0f} {ratio if name in singles else 0:7.2f} "
-            f"{median(one.client_us):12.0f} {median(one.server_us):14.0f}"
-        )
+        label = f"enqueue, {name}, {store}"
+        rates = [1 / seconds for seconds in one.seconds]
+        if name in (ONE_BY_ONE, f"one by one, {QUEUES} queues"):
+            ratios = one.ratios(measured[BARE])
+            found.append(figure_of(ratios, label, "x bare insert", target=0.85, baseline="INSERT and commit"))
+        if name == FROM_THREADS:
+            # In PostgreSQL it is the server that groups commits, and as many connections as the host allows.
+            target = 3.0 if store == "sqlite" else None
+            ratios = one.ratios(measured[ONE_BY_ONE])
+            found.append(figure_of(ratios, label, "x one thread", target=target, baseline="one thread, one by one"))
+        found.append(figure_of(rates, f"{label}: rate", "callbacks/s", target=least_rate(name, store)))
+    return found
+
+
+def least_rate(name: str, store: str) -> float | None:
+    if name.startswith("batches"):
+        return 35_000.0
+    return 10_000.0 if name == FROM_THREADS and store == "sqlite" else None
+
+
+def show_costs(measured: dict[str, Measured]) -> None:
+    print(f"\n{'':28} {'CPU µs here':>12} {'in the server':>14}")
+    for name, one in measured.items():
+        print(f"{name:28} {median(one.client_us):12.0f} {median(one.server_us):14.0f}")
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--callbacks", type=int, default=500, help="stored one by one by each thread of a round")
+    options.add_argument("--batches", type=int, default=10)
+    options.add_argument("--rounds", type=int, default=7)
+    stores.add_options(options)
+    return options
+
+
+def main() -> None:
+    options = parser().parse_args()
+    logging.disable()
+    measured = measure(options)
+    show(figures_of(measured, options.store))
+    show_costs(measured)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,8 @@ _NOT_SENT_REST: Final = timedelta(milliseconds=100)
 # To this is added as much again by chance, so that a customer's callbacks don't all come back at once.
 _NO_SECRETS_REST: Final = timedelta(seconds=15)
 _NO_MEMORY_REST_SECONDS: Final = 0.1
+# How an attempt can end that says nothing about its host.
+_OUR_DOING: Final = frozenset({AttemptFailure.INTERRUPTED, AttemptFailure.INTERNAL})
 # The shortest rest when the store says that something is due but hands out nothing: somebody else is taking it.
 _SHORTEST_REST_SECONDS: Final = 0.01
 
@@ -110,7 +112,7 @@ class Engine:
         self._slots: dict[str, Slot] = {}
         # Messages for which there was no memory. An outcome that is lost would hold its slot, and its queue, for ever.
         self._untaken: list[tuple[Slot, Delivery, object]] = []
-        self._hosts: HostLimits[Slot] = HostLimits(settings.host_concurrency)
+        self._hosts: HostLimits[Slot] = HostLimits(settings.host_concurrency, slots=settings.concurrency)
         # Clock reading from which on the store may have something due.
         self._look_at = self.polled_at
         # Clock reading up to which callbacks that were due may have been put off.
@@ -206,16 +208,19 @@ class Engine:
                 self._untaken.append(message)
 
     def _end_delivery(self, slot: Slot, outcome: object) -> None:
+        answered = None
         if isinstance(outcome, NotSent):
             self.recorder.release(slot, after=self._rest_after(outcome.reason))
             if outcome.reason is NotSentReason.LOCAL_FAULT:
                 self._rest_after_local_fault(outcome.detail)
         else:
             slot.attempt, slot.retry_after = self._judge.attempt(outcome)
+            if slot.attempt.failure not in _OUR_DOING:
+                answered = slot.attempt.failure is None
             self.recorder.record(slot)
             self._sending.failures = 0
         slot.delivery = None
-        follower = self._hosts.end(slot.host, slot, self._clock.monotonic())
+        follower = self._hosts.end(slot.host, slot, self._clock.monotonic(), answered=answered)
         if follower is not None:
             self._send(follower)
 

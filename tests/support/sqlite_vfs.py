@@ -104,6 +104,7 @@ class WatchedFiles:
         tell: called after each event, in the thread that works for SQLite.
         refuse: called before each event with its kind and file; gives SQLite's code for the error, or 0. For a write
             that is ``SQLITE_FULL`` or ``SQLITE_IOERR_WRITE``: SQLite is not made for others, and may crash.
+        watches_writes: whether to tell of writes and truncations, and ask about them. Each costs a call of Python.
         shares_memory: whether files can have the memory beside them that write-ahead logs need. Without it SQLite keeps
             a rollback journal, as on a system that lacks such memory.
     """
@@ -113,10 +114,12 @@ class WatchedFiles:
         *,
         tell: Callable[[Event], object] = lambda event: None,
         refuse: Callable[[Kind, str], int] = lambda kind, file: sqlite3.SQLITE_OK,
+        watches_writes: bool = True,
         shares_memory: bool = True,
     ) -> None:
         self._tell = tell
         self._refuse = refuse
+        self._watches_writes = watches_writes
         self._shares_memory = shares_memory
         self._sqlite = _library()
         self._names: dict[int, str] = {}
@@ -173,8 +176,9 @@ class WatchedFiles:
             known = sizeof(_IOMethods) if original.iVersion >= 3 else _IOMethods.xFetch.offset
             ctypes.memmove(pointer(ours), pointer(original), known)
             ours.iVersion = min(original.iVersion, 2) if self._shares_memory else 1
-            ours.xClose, ours.xWrite, ours.xTruncate = map(_address, (self._close, self._write, self._truncate))
-            ours.xSync, ours.xShmMap = map(_address, (self._sync, self._shm_map))
+            ours.xClose, ours.xSync, ours.xShmMap = map(_address, (self._close, self._sync, self._shm_map))
+            if self._watches_writes:
+                ours.xWrite, ours.xTruncate = map(_address, (self._write, self._truncate))
             self._methods[key] = (original, ours)
         original, ours = self._methods[key]
         file.contents.pMethods = pointer(ours)

@@ -36,6 +36,16 @@ def test_the_files_can_be_made_again_from_what_was_seen(tmp_path: Path, journal:
     assert files["x.db"] == (tmp_path / "x.db").read_bytes()
 
 
+def test_syncs_can_be_watched_without_the_writes(tmp_path: Path) -> None:
+    seen: list[Event] = []
+    with WatchedFiles(tell=seen.append, watches_writes=False):
+        write_rows(tmp_path / "x.db", "wal", rows=20)
+
+    kinds = [event.kind for event in seen]
+    assert kinds.count("sync") >= 20
+    assert not {"write", "truncate"} & set(kinds)
+
+
 def test_other_connections_are_not_watched_afterwards(tmp_path: Path) -> None:
     seen: list[Event] = []
     with WatchedFiles(tell=seen.append):

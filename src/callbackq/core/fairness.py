@@ -1,5 +1,9 @@
 """
-How many requests one host may have under way, so that a slow or dead one can't take all slots.
+How many requests may be under way to whom, so that slow and dead hosts can't take all slots.
+
+Each host has a limit. That alone would let a handful of hosts that never answer hold every slot until their deadlines,
+again and again. So most slots are for hosts that have answered: those of which nothing is known yet share a part of
+the slots, and those that let their last request hang share a smaller one, with one request at a time for each.
 
 Pure bookkeeping: the dispatcher tells what it starts and ends, and asks before it starts. What waits in line is
 any value of the dispatcher's.
@@ -10,7 +14,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable
 from enum import Enum
+from math import inf
 from typing import Final, Generic, TypeVar
+
+from attrs import define, field
 
 __all__ = ["Admission", "HostLimits"]
 
@@ -25,6 +32,8 @@ _LONGEST_EXPECTED_SECONDS: Final = 0.1
 _LONGEST_PARKING_SECONDS: Final = 60.0
 # How much of what a host took so far counts beside its latest answer.
 _MEMORY: Final = 0.9
+# Of how many hosts to remember how their last request ended.
+_MOST_REMEMBERED: Final = 10_000
 
 T = TypeVar("T", bound=Hashable)
 
@@ -36,7 +45,57 @@ class Admission(Enum):
     WAIT = "wait"
     """The host is busy and answers quickly: the callback stands in line, a place will be free in a moment."""
     PARK = "park"
-    """The host is busy and slow: give the callback back to the store for a while."""
+    """
+    The host is busy and slow, or too many hosts are under way that have not answered: give the callback back to the
+    store for a while.
+    """
+
+
+@define(eq=False)
+class _Places(Generic[T]):
+    """
+    What is under way to one host, or to all hosts of one kind.
+
+    Attributes:
+        limit: how many may be.
+        under_way: since when each is. Dicts keep their order: the first is the one that has been so the longest.
+        typical: what a request took lately.
+        parked: how many were given back lately.
+        forgets_parked_at: clock reading by which those have come back.
+    """
+
+    limit: int
+    under_way: dict[T, float] = field(factory=dict)
+    typical: float | None = None
+    parked: int = 0
+    forgets_parked_at: float = -inf
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.under_way) >= self.limit
+
+    def end(self, item: T, now: float) -> float:
+        """Count an end, and say how long *item* took."""
+        took = now - self.under_way.pop(item)
+        typical = took if self.typical is None else self.typical
+        self.typical = took + _MEMORY * (typical - took)
+        # A place is free again, so the line moves: those parked from here on come back sooner.
+        self.parked = max(self.parked - 1, 0)
+        return took
+
+    def age_of_oldest(self, now: float) -> float:
+        return now - next(iter(self.under_way.values())) if self.under_way else 0.0
+
+    def slowness(self, now: float) -> float:
+        return max(self.age_of_oldest(now), self.typical or 0.0)
+
+    def park(self, now: float, slowness: float, limit: int) -> float:
+        """Count one more given back, and say for how many seconds: until those before it have had their turn."""
+        if now >= self.forgets_parked_at:
+            self.parked = 0
+            self.forgets_parked_at = now + _LONGEST_PARKING_SECONDS
+        self.parked += 1
+        return min(slowness * (1 + self.parked / limit), _LONGEST_PARKING_SECONDS)
 
 
 class HostLimits(Generic[T]):
@@ -45,15 +104,20 @@ class HostLimits(Generic[T]):
 
     Args:
         limit: how many may be under way to one host.
+        slots: how many the dispatcher has for all of them. Hosts of which nothing is known share half of these, or
+            *limit* if that is more; those whose last request hung, a quarter.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, slots: int) -> None:
         self._limit = limit
-        self._under_way: dict[str, dict[T, float]] = {}
+        self._hosts: dict[str, _Places[T]] = {}
         self._lines: dict[str, deque[tuple[T, float]]] = {}
-        self._parked: dict[str, int] = {}
-        # What a request took lately, for the hosts that have any under way.
-        self._typical: dict[str, float] = {}
+        self._unknown: _Places[T] = _Places(max(limit, slots // 2))
+        self._suspect: _Places[T] = _Places(max(1, slots // 4))
+        # Where what is under way to a host that has not answered is counted, too.
+        self._on_trial: dict[T, _Places[T]] = {}
+        # For how long a host's last request hung, 0 if it didn't; the longest known come first.
+        self._hung: dict[str, float] = {}
 
     def admit(self, host: str, item: T, now: float) -> Admission:
         """
@@ -61,46 +125,56 @@ class HostLimits(Generic[T]):
 
         The caller starts it only when it is told SEND.
         """
-        under_way = self._under_way.setdefault(host, {})
-        if len(under_way) < self._limit and host not in self._lines:
-            under_way[item] = now
+        trial, limit = self._trial_of(host), self._limit_of(host)
+        if trial is not None and trial.is_full:
+            return Admission.PARK
+        places = self._hosts.get(host)
+        if places is None or (len(places.under_way) < limit and host not in self._lines):
+            self._start(host, item, now)
             return Admission.SEND
         line = self._lines.get(host, ())
-        expected = self._typical.get(host, 0.0) * (len(line) + 1) / self._limit
-        if self._age_of_oldest(host, now) > _SLOW_AFTER_SECONDS or expected > _LONGEST_EXPECTED_SECONDS:
+        expected = (places.typical or 0.0) * (len(line) + 1) / limit
+        is_slow = places.age_of_oldest(now) > _SLOW_AFTER_SECONDS or expected > _LONGEST_EXPECTED_SECONDS
+        if is_slow or trial is self._suspect:
             return Admission.PARK
         self._lines.setdefault(host, deque()).append((item, now + _LONGEST_LINE_SECONDS))
         return Admission.WAIT
 
-    def end(self, host: str, item: T, now: float) -> T | None:
+    def end(self, host: str, item: T, now: float, *, answered: bool | None = None) -> T | None:
         """
-        Count the end of *item*, whatever came of it.
+        Count the end of *item*.
+
+        Args:
+            host: where it went to.
+            item: what has ended.
+            now: clock reading.
+            answered: whether its host did; ``None`` when its end says nothing about that.
 
         Returns:
             The next in line, counted as started; ``None`` when nobody stands there.
         """
-        under_way = self._under_way[host]
-        took = now - under_way.pop(item)
-        self._typical[host] = took + _MEMORY * (self._typical.get(host, took) - took)
-        if parked := self._parked.get(host):
-            # A place is free again, so the line moves: those parked from here on come back sooner.
-            self._parked[host] = parked - 1
+        places = self._hosts[host]
+        took = places.end(item, now)
+        if (trial := self._on_trial.pop(item, None)) is not None:
+            trial.end(item, now)
+        if answered is not None:
+            # Who refuses at once takes no slot from anybody.
+            self._remember(host, 0.0 if answered or took <= _SLOW_AFTER_SECONDS else took)
         line = self._lines.get(host)
-        if line:
+        if line and len(places.under_way) < self._limit_of(host):
             follower, _ = line.popleft()
-            under_way[follower] = now
             if not line:
                 del self._lines[host]
+            self._start(host, follower, now)
             return follower
-        if not under_way:
-            del self._under_way[host]
-            self._typical.pop(host, None)
-            self._parked.pop(host, None)
+        if not places.under_way:
+            del self._hosts[host]
         return None
 
     def is_under_way(self, host: str, item: T) -> bool:
         """Whether *item* has been started and not ended."""
-        return item in self._under_way.get(host, ())
+        places = self._hosts.get(host)
+        return places is not None and item in places.under_way
 
     def leave_lines(self, now: float | None = None) -> list[tuple[str, T]]:
         """Take those out of all lines who have stood there too long at *now*; all of them when it is ``None``."""
@@ -118,13 +192,34 @@ class HostLimits(Generic[T]):
 
         The wait grows with the number parked: a host that frees *limit* places per slowness reaches the n-th
         callback after n / limit of them. Without this, a dead host's backlog would be acquired and given back in
-        circles.
+        circles. The same goes for all hosts that have not answered.
         """
-        parked = self._parked[host] = self._parked.get(host, 0) + 1
-        slowness = max(self._age_of_oldest(host, now), self._typical.get(host, 0.0))
-        return min(slowness * (1 + parked / self._limit), _LONGEST_PARKING_SECONDS)
+        trial, seconds = self._trial_of(host), 0.0
+        if (places := self._hosts.get(host)) is not None:
+            slowness = max(places.slowness(now), self._hung.get(host, 0.0))
+            seconds = places.park(now, slowness, self._limit_of(host))
+        if trial is not None and trial.is_full:
+            slowness = max(trial.slowness(now), _SLOW_AFTER_SECONDS)
+            seconds = max(seconds, trial.park(now, slowness, trial.limit))
+        return seconds
 
-    def _age_of_oldest(self, host: str, now: float) -> float:
-        # Dicts keep their order: the first entry is the one that has been under way the longest.
-        under_way = self._under_way.get(host)
-        return now - next(iter(under_way.values())) if under_way else 0.0
+    def _start(self, host: str, item: T, now: float) -> None:
+        self._hosts.setdefault(host, _Places(self._limit)).under_way[item] = now
+        if (trial := self._trial_of(host)) is not None:
+            trial.under_way[item] = now
+            self._on_trial[item] = trial
+
+    def _limit_of(self, host: str) -> int:
+        return 1 if self._hung.get(host) else self._limit
+
+    def _trial_of(self, host: str) -> _Places[T] | None:
+        hung = self._hung.get(host)
+        if hung is None:
+            return self._unknown
+        return self._suspect if hung else None
+
+    def _remember(self, host: str, hung: float) -> None:
+        self._hung.pop(host, None)
+        self._hung[host] = hung
+        if len(self._hung) > _MOST_REMEMBERED:
+            del self._hung[next(iter(self._hung))]
