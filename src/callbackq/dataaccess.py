@@ -48,6 +48,7 @@ __all__ = [
     "SupportsShards",
     "Transition",
     "check_arguments",
+    "handover_of",
     "ids_for",
 ]
 
@@ -577,6 +578,8 @@ class SupportsHandover(Protocol):
 
     The next callback of a queue may begin when the result of the one before is durable. So where commits are slow, or
     queues are few, commits are most of what there is to wait for.
+
+    Dispatchers use it in place of the two methods that it stands for, unless a subclass overrides one of those.
     """
 
     @abstractmethod
@@ -584,16 +587,32 @@ class SupportsHandover(Protocol):
         self, records: Sequence[AttemptRecord], machine_name: str, *, lock_timeout: timedelta, limit: int
     ) -> tuple[list[Transition | LockLostError], list[Acquired]]:
         """
-        Do what `DataAccess.record_attempts` does, and then what `DataAccess.acquire_locks` does, all or nothing.
+        Do what `DataAccess.record_attempts` does, and then what `DataAccess.acquire_locks` does, in one transaction.
+
+        Where that can't be (for results of one kind, say), in two. When the second fails then, there are no locks.
 
         Returns:
             What each of the two returns. What the results have made due is among the locks, limit permitting.
 
         Raises:
             InvalidRequestError: as `DataAccess.acquire_locks`.
-            TransientDataAccessError, DataAccessError: as both.
+            TransientDataAccessError, DataAccessError: as `DataAccess.record_attempts`.
         """
         ...
+
+
+def handover_of(data_access: DataAccess) -> SupportsHandover | None:
+    """
+    Return the store as one that hands over, if it is one.
+
+    A class derived from such a store may override `DataAccess.acquire_locks` or `DataAccess.record_attempts`, to count
+    or to choose; then it is to be asked by these, as any other store is.
+    """
+    if not isinstance(data_access, SupportsHandover):
+        return None
+    place = {name: nth for nth, base in reversed(list(enumerate(type(data_access).__mro__))) for name in vars(base)}
+    is_newest = place["record_and_acquire"] <= min(place["acquire_locks"], place["record_attempts"])
+    return data_access if is_newest else None
 
 
 @runtime_checkable

@@ -28,7 +28,7 @@ from callbackq.core.fairness import Admission, HostLimits
 from callbackq.core.lifecycle import Transition
 from callbackq.core.models import AttemptFailure
 from callbackq.core.planning import Plan, margin_of, plan
-from callbackq.dataaccess import Acquired, AttemptRecord, DataAccess, SupportsHandover
+from callbackq.dataaccess import Acquired, AttemptRecord, DataAccess, handover_of
 from callbackq.errors import LockLostError
 from callbackq.events import EventKind
 from callbackq.faultlog import log_fault
@@ -87,7 +87,7 @@ class Engine:
         on_notification_owed: Callable[[], None],
     ) -> None:
         self._data_access = data_access
-        self._handover = data_access if isinstance(data_access, SupportsHandover) else None
+        self._handover = handover_of(data_access)
         # What was acquired with results, and is still to be taken in.
         self._handed_over: Callable[[], None] | None = None
         self._is_draining = False

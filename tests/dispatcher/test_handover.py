@@ -184,3 +184,20 @@ def test_of_several_shards_only_one_hands_over_at_a_time(
 
     assert [call for call, _ in store.calls] == ["acquire", "hand over", "record", "acquire"]
     assert sorted(transport.under_way) == ["2", "3"]
+
+
+def test_a_store_whose_subclass_overrides_what_it_stands_for_is_not_asked_to_hand_over(
+    clock: FakeClock, witness: Witness
+) -> None:
+    class Choosing(HandingOver):
+        def acquire_locks(self, machine_name: str, *, lock_timeout: timedelta, limit: int) -> list[Acquired]:
+            return super().acquire_locks(machine_name, lock_timeout=lock_timeout, limit=1)
+
+    store = Choosing(clock=clock)
+    ids = [store.store_callback_request(a_request()).id for _ in range(3)]
+    engine = an_engine(store, InlineSender(ScriptedTransport([200] * 3, clock=clock)), clock, witness)
+
+    drive(engine, clock, until=lambda: all(store.get_callback_status(id).success for id in ids))
+
+    assert {call for call, _ in store.calls} == {"acquire", "record"}
+    assert {limit for call, limit in store.calls if call == "acquire"} == {1}

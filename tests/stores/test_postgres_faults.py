@@ -246,7 +246,8 @@ def handing_over(world: World) -> Scenario:
 
     def call() -> list[Acquired]:
         def found() -> list[Acquired]:
-            world.store._mark = Mark()  # so that it searches from the beginning, which it does once a second
+            # So that it searches from the beginning, which it does once a second.
+            world.store._mark, world.store._look_again_at = Mark(), 0.0
             # Until the session whose line was lost has noticed, its rows are passed over.
             results, acquired = world.store.record_and_acquire([record], "machine", lock_timeout=LOCK_TIMEOUT, limit=9)
             assert [getattr(one, "state", None) for one in results] == [CallbackState.SUCCEEDED]
@@ -524,3 +525,24 @@ def test_a_line_that_is_lost_at_the_commit_loses_and_doubles_nothing(
         fault.wait()
 
     assert commits or single
+
+
+@pytest.mark.parametrize("end", ["record_attempts", "close"])
+def test_a_handover_that_was_committed_unheard_leaves_no_lock_behind_when_its_dispatcher_stops(
+    world: World, end: str
+) -> None:
+    world.given("a", "b", queue_id="queue")
+    record = AttemptRecord(acquired=world.given_lock(), attempt=an_attempt(200), transition=DELIVERED)
+    fault = world.proxy.cut_after()
+    with raises_doubtful():
+        world.store.record_and_acquire([record], "machine", lock_timeout=LOCK_TIMEOUT, limit=9)
+    fault.wait()
+    assert world.state("b") is CallbackState.LOCKED
+
+    if end == "close":
+        world.store.close()
+    else:
+        world.store.record_attempts([record])
+
+    assert world.state("b") is CallbackState.WAITING
+    assert [one.abandoned for one in world.acquired_from(world.beside)] == [0]

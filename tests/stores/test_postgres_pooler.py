@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import ClassVar
 
+import psycopg
 import pytest
 
 from callbackq import Dispatcher
@@ -53,6 +54,9 @@ def test_a_dispatcher_finds_everything_where_no_hint_comes_through(
                 witness.wait_for(EventKind.SUCCEEDED, number // 2)
         witness.wait_for(EventKind.FAILED, 1)
         witness.wait_for(EventKind.SUCCEEDED, 39)
+        with psycopg.connect(pooler.conninfo, autocommit=True, prepare_threshold=None) as stranger:
+            heard = [stranger.execute("SELECT pg_listening_channels()").fetchall() for _ in range(10)]
 
+    assert heard == [[]] * 10  # or whoever comes next would be told what is none of his business
     assert len(transport.deliveries) == 40
     assert [thread.name for thread in threading.enumerate() if "callbackq" in thread.name] == []

@@ -468,3 +468,26 @@ def test_a_lock_is_given_once_also_by_an_engine_whose_transactions_are_not_seria
     assert len(others) == 2
     assert len(ours) == 1
     assert not set(ours) & set(others)
+
+
+# Who hears of what.
+
+
+def test_other_dispatchers_hear_of_what_a_result_or_a_release_makes_due(
+    store: PostgreSQLDataAccess, conninfo: str
+) -> None:
+    heard = threading.Semaphore(0)
+    with PostgreSQLDataAccess(conninfo) as other:
+        unsubscribe = other.subscribe(heard.release)
+        assert heard.acquire(timeout=LIMIT)  # it listens from now on
+        store.store_callback_requests([a_request(queue_id="queue")] * 3)
+        assert heard.acquire(timeout=LIMIT)
+
+        (first,) = acquire(store)
+        succeed(store, [first])
+        assert heard.acquire(timeout=LIMIT)
+        (second,) = acquire(store)
+        store.release_lock(second)
+        assert heard.acquire(timeout=LIMIT)
+
+        unsubscribe()

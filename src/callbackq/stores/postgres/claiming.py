@@ -99,6 +99,11 @@ class Mark:
     _mark: int = 0
     _next_full_search: int = 0
 
+    @property
+    def present(self) -> int:
+        """From where a search finds nearly all; somebody else must search from the beginning now and then."""
+        return self._mark
+
     def begin(self, now: int) -> int:
         """Say from where to search."""
         # A clock that was turned back makes heads before the mark, and the mark would be far ahead for as long as that.

@@ -21,14 +21,23 @@ from psycopg_pool import ConnectionPool
 from callbackq.core.validation import Fault
 from callbackq.errors import DataAccessError, TransientDataAccessError
 from callbackq.stores.postgres import faults
+from callbackq.stores.postgres.cursors import execute
 
-__all__ = ["Connections", "OwnConnections", "PoolConnections", "all_in_use", "conninfo_faults", "unlimited"]
+__all__ = [
+    "Connections",
+    "OwnConnections",
+    "PoolConnections",
+    "all_in_use",
+    "conninfo_faults",
+    "leads_to_one_session",
+    "unlimited",
+]
 
 _T = TypeVar("_T")
 
 _SETTINGS: Final[dict[str, Any]] = {
     "autocommit": True,
-    "prepare_threshold": None,  # see _let_prepare
+    "prepare_threshold": None,  # see leads_to_one_session
     "application_name": "callbackq",
     "connect_timeout": 10,
     # A server that vanishes without a word is noticed after half a minute, not after the system's two hours.
@@ -221,7 +230,8 @@ class OwnConnections(Connections):
         try:
             connection = self.connect()
             connection.longest_silence_seconds = self._patience_seconds + _LONGEST_SILENCE_SECONDS
-            _let_prepare(connection)
+            if leads_to_one_session(connection):
+                connection.prepare_threshold = 0
         except psycopg.Error as error:
             faults.raise_ours(error, nothing_written=True)
         return connection
@@ -283,13 +293,13 @@ class PoolConnections(Connections):
         raise DataAccessError("a pool can't be used in a forked process: make another pool and store there")
 
 
-def _let_prepare(connection: psycopg.Connection[Any]) -> None:
+def leads_to_one_session(connection: psycopg.Connection[Any]) -> bool:
     """
-    Let a connection keep statements, if it leads to one session.
+    Whether what is kept in the session will be there, and nobody else's.
 
-    A pooler may change that between two transactions, and then a statement's name means nothing there, or what another
-    client has prepared. It shows by its answer at the start of a connection: it can't name one backend to all.
+    A pooler may give each transaction another session. Then a prepared statement's name means nothing there, or what
+    another client has prepared, and a LISTEN stays behind for whoever comes next. It shows by its answer at the start
+    of a connection: it can't name one backend to all.
     """
-    (backend,) = connection.execute("SELECT pg_backend_pid()").fetchone() or (0,)
-    if backend == connection.info.backend_pid:
-        connection.prepare_threshold = 0
+    (backend,) = execute(connection, "SELECT pg_backend_pid()").fetchone() or (0,)
+    return bool(backend == connection.info.backend_pid)

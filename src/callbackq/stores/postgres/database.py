@@ -76,7 +76,6 @@ class Database:
         self._which_store = with_schema(_STORE, schema)
         limits = _LIMITS.format(patience=self.patience_ms, idle=max(self.patience_ms, _LEAST_IDLE_MS))
         self._begin = _BEGIN[profile] + limits + self.statements["now"].text
-        self._begin_single = "BEGIN; " + limits + self.statements["now"].text
         self._forget()
 
     def _forget(self) -> None:
@@ -165,7 +164,7 @@ class Database:
         """As `at_once`, for a statement that may wait for others and can't say by itself how long."""
 
         def run_once() -> _T:
-            return self._write_once(lambda transaction, _: operation(transaction), {}, begin=self._begin_single)
+            return self._write_once(lambda transaction, _: operation(transaction), {})
 
         return self._persistently(run_once, is_repeatable=True)
 
@@ -204,12 +203,10 @@ class Database:
         self,
         operation: Callable[[PostgreSQLTransaction, int], _T],
         constants: Mapping[str, object],
-        *,
-        begin: str | None = None,
     ) -> _T:
         with self._connection() as connection:
             try:
-                ((began,),) = _execute_all(connection, begin or self._begin)
+                ((began,),) = _execute_all(connection, self._begin)
                 transaction = self._transaction(connection, constants, began=began)
                 given = self.given_now_us()
                 result = operation(transaction, began if given is None else given)

@@ -18,6 +18,8 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
+from callbackq.stores.postgres.connections import leads_to_one_session
+
 __all__ = ["Hints", "Listener"]
 
 _LOG: Final = logging.getLogger("callbackq.stores")
@@ -119,9 +121,13 @@ class Listener:
             while not self._stop_asked.is_set():
                 try:
                     with self._connect() as connection:
-                        connection.execute(self._listen)
-                        rest = _FIRST_REST_SECONDS
-                        self._hear(connection)
+                        if leads_to_one_session(connection):
+                            connection.execute(self._listen)
+                            rest = _FIRST_REST_SECONDS
+                            self._hear(connection)
+                            continue
+                    # A pooler. What listens there would be the session of whoever comes next.
+                    self._stop_asked.wait(_LONGEST_REST_SECONDS)
                 except Exception as error:  # whatever it is: polling goes on, and the thread must live to hear again
                     # Once for each outage: the dispatcher says itself when the server can't be reached.
                     level = logging.INFO if rest == _FIRST_REST_SECONDS else logging.DEBUG

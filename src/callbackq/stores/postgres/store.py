@@ -49,6 +49,8 @@ __all__ = ["PostgreSQLDataAccess"]
 
 _MOST_LOCKS: Final = 10_000
 _PURGE_BATCH: Final = 500
+# As often as a search begins at the beginning of the index (see `claiming.Mark`).
+_LOOK_SECONDS: Final = 1.0
 _LONGEST_PATIENCE: Final = timedelta(hours=1)
 
 # As many as distributed.sql walks over.
@@ -134,6 +136,7 @@ class PostgreSQLDataAccess(
         )
         self._channel = _channel(schema)
         self._mark = claiming.Mark()
+        self._look_again_at = 0.0
         self._unsure: list[locking.Claim] = []
         self._hints = Hints(self._database.connect, channel=self._channel if listens else None)
         self._found_enough = False
@@ -146,6 +149,8 @@ class PostgreSQLDataAccess(
 
     def close(self) -> None:
         self._hints.stop_listening()
+        with suppress(DataAccessError):
+            self._give_back_unsure()
         self._database.close()
 
     def now(self) -> datetime:
@@ -218,13 +223,16 @@ class PostgreSQLDataAccess(
         self, records: Sequence[AttemptRecord], machine_name: str, *, lock_timeout: timedelta, limit: int
     ) -> tuple[list[Transition | LockLostError], list[Acquired]]:
         check_arguments(machine_name=machine_name, lock_timeout=lock_timeout, limit=limit)
-        if self._is_distributed:
-            # Claims meet each other there, and are tried again; results need not be.
+        if self._is_distributed or any(record.transition.notify for record in records):
+            # In that profile claims meet each other and are tried again, which results need not be. And a claim that
+            # takes rows after those of what is owed to an address could stand across another recorder's way.
             recorded = self.record_attempts(records)
             with suppress(DataAccessError):
                 return recorded, self.acquire_locks(machine_name, lock_timeout=lock_timeout, limit=limit)
             return recorded, []
         self._give_back_unsure()
+        if time.monotonic() >= self._look_again_at:
+            self._look()  # not in the transaction, where others would wait for a search from the beginning
         limit = min(limit, _MOST_LOCKS)
         claim = partial(claiming.claim, machine_name=machine_name, lock_timeout=lock_timeout, limit=limit)
         results: list[Transition | LockLostError] = []
@@ -233,7 +241,8 @@ class PostgreSQLDataAccess(
         def record_and_claim(transaction: PostgreSQLTransaction, now: int) -> list[locking.Claim]:
             nonlocal results, made_due
             results, made_due = locking.end_locks(transaction, now, records)
-            return claiming.search(transaction, now, mark=self._mark, claim=claim)
+            transaction.let(mark=self._mark.present)
+            return claim(transaction, now)
 
         claims = self._claim(record_and_claim)
         self._found_enough = len(claims) == limit
@@ -317,17 +326,8 @@ class PostgreSQLDataAccess(
     def request_transition(self, id: str, action: Action) -> CallbackStatus:
         check_arguments(action=action)
 
-        def act(transaction: PostgreSQLTransaction, now: int) -> tuple[CallbackStatus, bool]:
-            status, made_due = locking.act(transaction, now, id, action)
-            if made_due:
-                transaction.all("notify", channel=self._channel)
-            return status, made_due
-
         with self._database.patiently():
-            status, made_due = self._database.write(act)
-        if made_due:
-            self.hint()
-        return status
+            return self._telling(partial(locking.act, id=id, action=action))
 
     def next_due(self) -> datetime | None:
         due, _, _ = self._look()
@@ -381,8 +381,18 @@ class PostgreSQLDataAccess(
     # Everyday steps.
 
     def _telling(self, operation: Callable[[PostgreSQLTransaction, int], tuple[_T, bool]]) -> _T:
-        """Write, and hint at what became due. Subscribers are called when nothing is held any more."""
-        result, made_due = self._database.write(operation)
+        """Write, and hint at what became due: to others by the commit, to subscribers when nothing is held any more."""
+
+        def write(transaction: PostgreSQLTransaction, now: int) -> tuple[_T, bool]:
+            result, made_due = operation(transaction, now)
+            if made_due:
+                transaction.all("notify", channel=self._channel)
+            return result, made_due
+
+        # A dispatcher that stops acquires nothing more.
+        with suppress(DataAccessError):
+            self._give_back_unsure()
+        result, made_due = self._database.write(write)
         if made_due:
             self.hint()
         return result
@@ -393,6 +403,8 @@ class PostgreSQLDataAccess(
 
     def _look(self) -> tuple[int | None, int, int]:
         """Read when the earliest head is due, and say when that was and from where it was searched."""
+
+        self._look_again_at = time.monotonic() + _LOOK_SECONDS
 
         def look(transaction: PostgreSQLTransaction) -> tuple[int | None, int, int]:
             given = self._database.given_now_us()

@@ -228,6 +228,7 @@ class SQLiteDataAccess(
         check_arguments(machine_name=machine_name, lock_timeout=lock_timeout, limit=limit)
         self._database.open()
         self._free_locks_of_the_dead()
+        limit = min(limit, _MOST_LOCKS)
         claim = self._claim(machine_name, lock_timeout, limit)
 
         def hand_over(transaction: SQLiteTransaction, now: int) -> tuple[_HandedOver, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 
 from attrs import evolve
 
@@ -20,6 +21,7 @@ from callbackq.testing.conformance.base import (
     check_whole,
     refuses,
 )
+from callbackq.testing.conformance.concurrency import race
 
 __all__ = ["Handover"]
 
@@ -104,6 +106,29 @@ class Handover(Conformance):
         refuses("limit", lambda value: hand_over(limit=value), 0, -1, True)
 
         assert self.state(id) is CallbackState.LOCKED, "nothing must be recorded"
+
+    def test_each_callback_is_handed_over_to_one_only(self) -> None:
+        """Many hand over at the same time: nobody gets what another has, and each queue goes on in order."""
+        store = self.handing_over
+        ids = [[self.stored(f"queue {queue}") for _ in range(6)] for queue in range(4)]
+        order: list[str] = []
+
+        def walk(machine_name: str) -> None:
+            records: list[AttemptRecord] = []
+            while len(order) < sum(map(len, ids)):
+                _, acquired = store.record_and_acquire(records, machine_name, lock_timeout=LOCK_TIMEOUT, limit=2)
+                order.extend(one.id for one in acquired)
+                records = [
+                    AttemptRecord(acquired=one, attempt=an_attempt(200), transition=DELIVERED) for one in acquired
+                ]
+            store.record_and_acquire(records, machine_name, lock_timeout=LOCK_TIMEOUT, limit=1)
+
+        race([partial(walk, f"machine {number}") for number in range(3)])
+
+        assert sorted(order) == sorted(id for queue in ids for id in queue), "each callback must be locked once"
+        for queue in ids:
+            assert [id for id in order if id in queue] == queue, "a queue must go on in its order"
+            assert all(len(self.status(id).attempts) == 1 for id in queue), "each result must be recorded once"
 
     def _hand_over(
         self, ends: list[tuple[Acquired, Transition]], *, limit: int = 1000
