@@ -6,7 +6,7 @@ Each module that measures speed has, beside its ``main()``,
 * ``parser()``, its options: an `argparse.ArgumentParser`, and
 * ``figures(options)``, which measures and gives a list of `Figure`.
 
-`benchmarks/all.py` runs them, each in a process of its own.
+`benchmarks/speed.py` runs them, each in a process of its own.
 """
 
 from __future__ import annotations
