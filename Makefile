@@ -47,12 +47,8 @@ docs:  ## build the documentation; warnings are errors
 	$(PYTHON) -m sphinx -q -n -W --keep-going -b html docs docs/_build/html
 	@echo docs/_build/html/index.html
 
-bench:  ## measure storing, sending, acquiring and recording, a whole drain, and delays on this machine
-	$(PYTHON) benchmarks/transport.py
-	$(PYTHON) benchmarks/claim.py
-	$(PYTHON) benchmarks/drain.py
-	$(PYTHON) benchmarks/enqueue.py
-	$(PYTHON) benchmarks/latency.py
+bench:  ## measure everything about speed on this machine, and write figures and chart into the pages
+	$(PYTHON) benchmarks/speed.py
 
 crash-points:  ## end a dispatcher's process at every boundary between store, transport, notifier and statement
 	$(PYTHON) benchmarks/crash_points.py
