@@ -135,7 +135,8 @@ def dump(results: Results) -> str:
 def rounded(figure: Figure) -> Figure:
     """Give a figure without the digits that mean nothing."""
     least_and_most = figure.spread and (_rounded(figure.spread[0]), _rounded(figure.spread[1]))
-    return evolve(figure, value=_rounded(figure.value), spread=least_and_most)
+    target = figure.target if figure.target is None else float(figure.target)
+    return evolve(figure, value=_rounded(figure.value), target=target, spread=least_and_most)
 
 
 def _rounded(value: float) -> float:

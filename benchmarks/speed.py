@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -50,6 +51,7 @@ PARTS: Final = [
 
 
 def figures_of(module: str, arguments: list[str]) -> list[Figure]:
+    logging.disable()
     benchmark = importlib.import_module(module)
     found: list[Figure] = benchmark.figures(benchmark.parser().parse_args(arguments))
     return found
