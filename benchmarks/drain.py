@@ -146,7 +146,7 @@ def figures(options: argparse.Namespace) -> list[Figure]:
     store = stores.NAMES[options.store]
     found = [
         figure_of(ways[0, 0].rates, f"{RAW}, beside {store}", "requests/s"),
-        figure_of(ways[0, 0].cpu, f"{RAW}, CPU, beside {store}", CPU, better="less"),
+        figure_of(ways[0, 0].cpu, f"{RAW}, beside {store}: CPU", CPU, better="less"),
     ]
     for (processes, queues), way in list(ways.items())[1:]:
         name = f"{'one process' if processes == 1 else 'two processes'}, {store}"
@@ -162,8 +162,8 @@ def figures(options: argparse.Namespace) -> list[Figure]:
             most = MOST_CPU if (options.store, processes) == ("sqlite", 1) else None
             found += [
                 figure_of(way.ratios, f"drain, {name}", "x raw", target=target, baseline=RAW),
-                figure_of(way.rates, f"drain, {name}, rate", "callbacks/s"),
-                figure_of(way.cpu, f"drain, {name}, CPU", CPU, target=most, better="less"),
+                figure_of(way.rates, f"drain, {name}: rate", "callbacks/s"),
+                figure_of(way.cpu, f"drain, {name}: CPU", CPU, target=most, better="less"),
             ]
     return found
 

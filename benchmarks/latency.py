@@ -157,8 +157,8 @@ def delays(
     p50 = [median(took) for took in rounds]
     p99 = [quantiles(took, n=100, method="inclusive")[98] for took in rounds]
     return [
-        figure_of(p50, f"{name}, p50", "ms", target=most_p50, better="less"),
-        figure_of(p99, f"{name}, p99", "ms", target=most_p99, better="less"),
+        figure_of(p50, f"{name}: p50", "ms", target=most_p50, better="less"),
+        figure_of(p99, f"{name}: p99", "ms", target=most_p99, better="less"),
     ]
 
 

@@ -125,7 +125,8 @@ def kind() -> str:
     if not program:
         return "asyncio, in a process of its own"
     told = subprocess.run([program, "-v"], capture_output=True, text=True, timeout=LONGEST_SECONDS, check=True)
-    return told.stderr.strip().rsplit(" ", 1)[-1].replace("/", " ")
+    version = re.search(r"nginx/([\d.]+)", told.stderr)
+    return f"nginx {version[1]}" if version else "nginx"
 
 
 if __name__ == "__main__":

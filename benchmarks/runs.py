@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import receiver
 from attrs import evolve, field, frozen
 from cattrs.preconf.json import make_converter
@@ -107,6 +106,9 @@ def _cpu() -> str:
 
 
 def _postgresql() -> str:
+    # What spawns processes is imported again in each of them: they need no driver because of this.
+    import psycopg
+
     import stores
 
     options = argparse.Namespace(store="postgres", conninfo=None)

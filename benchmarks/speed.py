@@ -68,7 +68,14 @@ def measure(parts: list[Part], quick: bool) -> list[Figure]:
             figures = processes.submit(figures_of, part.module, arguments).result()
             show(figures)
             found += figures
+    assert len({figure.name for figure in found}) == len(found), "two figures share a name"
     return [runs.rounded(figure) for figure in found]
+
+
+def summarise(figures: list[Figure]) -> None:
+    judged = [figure for figure in figures if figure.met is not None]
+    met = [figure for figure in judged if figure.met]
+    print(f"\n{len(figures)} figures, {len(met)} of {len(judged)} targets met")
 
 
 def main() -> int:
@@ -76,15 +83,15 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", action="append", choices=[part.name for part in PARTS], metavar="NAME")
     options = parser.parse_args()
+    if options.quick or options.only:
+        chosen = [part for part in PARTS if not options.only or part.name in options.only]
+        summarise(measure(chosen, options.quick))
+        return 0
     beginning = runs.begin()
-    print(f"{beginning.machine}\nload {beginning.load:.1f}")
-    parts = [part for part in PARTS if not options.only or part.name in options.only]
-    figures = measure(parts, options.quick)
-    judged = [figure for figure in figures if figure.met is not None]
-    print(f"\n{sum(figure.met is True for figure in judged)} of {len(judged)} targets met")
-    if not options.quick and not options.only:
-        results = evolve(runs.load(publish.ROOT / publish.JSON), speed=beginning.run(figures))
-        publish.write(results)
+    print(f"{beginning.machine}\nload {beginning.load:.1f}", flush=True)
+    figures = measure(PARTS, quick=False)
+    summarise(figures)
+    publish.write(evolve(runs.load(publish.ROOT / publish.JSON), speed=beginning.run(figures)))
     return 0
 
 

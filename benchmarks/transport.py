@@ -96,8 +96,8 @@ def figures(options: argparse.Namespace) -> list[Figure]:
     name = f"HTTPTransport, {IN_FLIGHT} in flight, nothing stored"
     return [
         figure_of(ratios, name, "x raw", baseline=RAW),
-        figure_of(rates, f"{name}, rate", "requests/s"),
-        figure_of(cpu, f"{name}, CPU", "x raw CPU", better="less", baseline=RAW),
+        figure_of(rates, f"{name}: rate", "requests/s"),
+        figure_of(cpu, f"{name}: CPU", "x raw CPU", better="less", baseline=RAW),
     ]
 
 
