@@ -6,7 +6,7 @@ PYTHON ?= .venv/bin/python
 TRACEABLE = not forked_while_threads
 
 .DEFAULT_GOAL := help
-.PHONY: help venv format lint test system conformance cover docs bench crash-points power-cuts hostile fuzz simulate demo
+.PHONY: help venv format lint test system conformance cover docs bench bench-peers crash-points power-cuts hostile fuzz simulate demo
 .PHONY: check build clean
 
 help:  ## list the targets
@@ -47,12 +47,11 @@ docs:  ## build the documentation; warnings are errors
 	$(PYTHON) -m sphinx -q -n -W --keep-going -b html docs docs/_build/html
 	@echo docs/_build/html/index.html
 
-bench:  ## measure storing, sending, acquiring and recording, a whole drain, and delays on this machine
-	$(PYTHON) benchmarks/transport.py
-	$(PYTHON) benchmarks/claim.py
-	$(PYTHON) benchmarks/drain.py
-	$(PYTHON) benchmarks/enqueue.py
-	$(PYTHON) benchmarks/latency.py
+bench:  ## measure everything about speed on this machine, and write figures and chart into the pages
+	$(PYTHON) benchmarks/speed.py
+
+bench-peers:  ## measure other libraries beside callbackq, and write that into the pages, too
+	$(PYTHON) benchmarks/peers.py
 
 crash-points:  ## end a dispatcher's process at every boundary between store, transport, notifier and statement
 	$(PYTHON) benchmarks/crash_points.py

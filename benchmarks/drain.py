@@ -3,10 +3,10 @@ How fast a backlog is drained, as a ratio to a bare urllib3 loop against the sam
 
     python benchmarks/drain.py [--store postgres] [--callbacks 3000] [--rounds 5]
 
-Each round sends the same 1 KiB POSTs by ``PoolManager.request`` in one thread (= 1.00) and through one dispatcher, then
-through two in processes of their own, on a SQLite file (synchronous=FULL) or a PostgreSQL server, every outcome
-recorded: callbacks without a queue, then over 100 queues. Prints medians. The CPU is that of the processes that send;
-a server's own is not in it.
+Each round sends 1 KiB POSTs through one dispatcher, then through two in processes of their own, on a SQLite file
+(synchronous=FULL) or a PostgreSQL server, every outcome recorded: callbacks without a queue, then over 100 queues.
+Right before each, the same requests go out by ``PoolManager.request`` in one thread (= 1.00). The CPU is that of the
+processes that send; a server's own is not in it.
 """
 
 from __future__ import annotations
@@ -14,17 +14,14 @@ from __future__ import annotations
 import argparse
 import logging
 import multiprocessing
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from itertools import count
-from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING
 
 import urllib3
+from figures import Figure, figure_of, show
+from receiver import receiver
 
 import stores
 from callbackq import CallbackData, CallbackRequest, Dispatcher, HTTPTransport, TargetPolicy
@@ -39,21 +36,17 @@ BODY = b"x" * 1024
 HEADERS = {"Content-Type": "application/octet-stream"}
 LONGEST_SECONDS = 300
 POLL_SECONDS = 0.005
+QUEUES = 100
+
+RAW = "PoolManager.request in one thread"
+CPU = "s CPU per 1,000"
+TARGETS = {("sqlite", 1): 1.30, ("sqlite", 2): 1.60, ("postgres", 2): 1.30}
+MOST_CPU = 0.32
 
 
 class Silence:
     def observe(self, event: ObservedEvent) -> None:
         pass
-
-
-@contextmanager
-def receiver() -> Iterator[str]:
-    command = [sys.executable, str(Path(__file__).with_name("receiver.py"))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}/"
-        process.stdin.close()
 
 
 def send_all(url: str, number: int) -> None:
@@ -116,7 +109,7 @@ def drained(make_store: MakeStore, processes: int) -> tuple[float, float]:
     return seconds, cpu
 
 
-class Figures:
+class Way:
     """What the rounds of one way to send took."""
 
     def __init__(self, number: int) -> None:
@@ -131,38 +124,57 @@ class Figures:
         self.cpu.append(cpu / self._number * 1000)
 
 
-def measure(ground: Ground, url: str, number: int, rounds: int) -> dict[str, Figures]:
-    shapes = {"no queues": 0, "100 queues": 100}
-    figures = {"raw urllib3": Figures(number)}
+def measure(ground: Ground, url: str, number: int, rounds: int) -> dict[tuple[int, int], Way]:
+    """Give what each round took, by the number of processes and queues; that of the bare loop with no process."""
+    ways = {(0, 0): Way(number)} | {(processes, queues): Way(number) for processes in (1, 2) for queues in (0, QUEUES)}
     names = (f"store {nth}" for nth in count())
     for _ in range(rounds):
-        began, cpu = time.perf_counter(), time.process_time()
-        send_all(url, number)
-        raw_seconds = time.perf_counter() - began
-        figures["raw urllib3"].add(raw_seconds, time.process_time() - cpu, raw_seconds)
-        for processes in 1, 2:
-            for shape, queues in shapes.items():
-                make_store = ground.maker(next(names))
-                fill(make_store, url, number, queues)
-                seconds, cpu = drained(make_store, processes)
-                name = f"{shape}, {processes} process{'es' * (processes > 1)}"
-                figures.setdefault(name, Figures(number)).add(seconds, cpu, raw_seconds)
-    return figures
+        for processes, queues in list(ways)[1:]:
+            make_store = ground.maker(next(names))
+            fill(make_store, url, number, queues)
+            began, cpu = time.perf_counter(), time.process_time()
+            send_all(url, number)
+            raw_seconds = time.perf_counter() - began
+            ways[0, 0].add(raw_seconds, time.process_time() - cpu, raw_seconds)
+            ways[processes, queues].add(*drained(make_store, processes), raw_seconds)
+    return ways
 
 
-def main() -> None:
+def figures(options: argparse.Namespace) -> list[Figure]:
+    with stores.ground(options) as ground, receiver() as url:
+        ways = measure(ground, url, options.callbacks, options.rounds)
+    store = stores.NAMES[options.store]
+    found = [
+        figure_of(ways[0, 0].rates, f"{RAW}, beside {store}", "requests/s"),
+        figure_of(ways[0, 0].cpu, f"{RAW}, beside {store}: CPU", CPU, better="less"),
+    ]
+    for (processes, queues), way in list(ways.items())[1:]:
+        name = f"{'one process' if processes == 1 else 'two processes'}, {store}"
+        if queues:
+            relative = [queued / free for queued, free in zip(way.ratios, ways[processes, 0].ratios, strict=True)]
+            found.append(
+                figure_of(
+                    relative, f"drain of {queues} queues, {name}", "x no queues", target=0.95, baseline="no queues"
+                )
+            )
+        else:
+            target = TARGETS.get((options.store, processes))
+            most = MOST_CPU if (options.store, processes) == ("sqlite", 1) else None
+            found += [
+                figure_of(way.ratios, f"drain, {name}", "x raw", target=target, baseline=RAW),
+                figure_of(way.rates, f"drain, {name}: rate", "callbacks/s"),
+                figure_of(way.cpu, f"drain, {name}: CPU", CPU, target=most, better="less"),
+            ]
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--callbacks", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=5)
     stores.add_options(parser)
-    options = parser.parse_args()
-    with stores.ground(options) as ground, receiver() as url:
-        figures = measure(ground, url, options.callbacks, options.rounds)
-    about = f"({options.store}, {options.callbacks} callbacks of 1 KiB, median of {options.rounds})"
-    print(f"{'':24} {'/s':>8} {'x raw':>6} {'CPU s/1,000':>12}   {about}")
-    for name, one in figures.items():
-        print(f"{name:24} {median(one.rates):8,.0f} {median(one.ratios):6.2f} {median(one.cpu):12.3f}")
+    return parser
 
 
 if __name__ == "__main__":
-    main()
+    show(figures(parser().parse_args()))

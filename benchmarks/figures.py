@@ -6,7 +6,7 @@ Each module that measures speed has, beside its ``main()``,
 * ``parser()``, its options: an `argparse.ArgumentParser`, and
 * ``figures(options)``, which measures and gives a list of `Figure`.
 
-`benchmarks/all.py` runs them, each in a process of its own.
+`benchmarks/speed.py` runs them, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -67,15 +67,11 @@ def show(figures: Iterable[Figure]) -> None:
     """Print a table: figure, unit, spread, target and whether it is met."""
     for one in figures:
         spread = f"{number(one.spread[0])} to {number(one.spread[1])}" if one.spread else ""
-        bound = "" if one.target is None else f"{'>=' if one.better == 'more' else '<='} {number(one.target)}"
+        bound = "" if one.target is None else f"{'>=' if one.better == 'more' else '<='} {one.target:,g}"
         verdict = {True: "met", False: "NOT MET", None: ""}[one.met]
         print(f"{one.name:60} {number(one.value):>9} {one.unit:16} {spread:20} {bound:10} {verdict}", flush=True)
 
 
 def number(value: float) -> str:
-    """Write a number with three digits that mean something: 12,345, 123, 12.3, 1.23, 0.123, 0.0123."""
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    if abs(value) >= 10:
-        return f"{value:.1f}"
-    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
+    """Write a number with three digits, or with all that stand before the point: 12,345, 123, 12.3, 1.20, 0.123."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"

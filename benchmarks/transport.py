@@ -1,27 +1,26 @@
 """
 How fast requests leave: `HTTPTransport` against a plain urllib3 loop, on the same receiver in the same run.
 
-    python benchmarks/transport.py [requests per round]
+    python benchmarks/transport.py [--requests 6000] [--rounds 5]
 
-The receiver is a process of its own. Rounds alternate, so that a busy machine slows both; medians of five are printed.
+The receiver is a process of its own. Rounds alternate, so that a busy machine slows both.
 The codec's parts are measured too: they are why requests are written by urllib3 and answers read by
 `callbackq.core.exchange`.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
-import statistics
-import subprocess
-import sys
 import threading
 import time
 import timeit
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 
 import urllib3
+from figures import Figure, figure_of, show
+from receiver import receiver
 from urllib3.connection import HTTPConnection
 
 from callbackq.clock import SystemClock
@@ -32,8 +31,8 @@ from callbackq.targets import TargetPolicy
 from callbackq.transport import HTTPTransport
 from callbackq.transport.request import RequestWriter
 
+RAW = "PoolManager.request in one thread"
 IN_FLIGHT = 64
-ROUNDS = 5
 BODY = b"x" * 1024
 HEADERS = {"Content-Type": "application/json", "X-Api-Key": "0123456789abcdef"}
 ANSWER = (
@@ -85,19 +84,21 @@ def timed(work: Callable[[str, int], None], url: str, count: int) -> tuple[float
     return count / (time.perf_counter() - started), (time.process_time() - used) / count * 1000
 
 
-def compare(url: str, count: int) -> None:
-    rounds: dict[str, list[tuple[float, float]]] = {
-        "urllib3, one thread": [],
-        f"HTTPTransport, {IN_FLIGHT} in flight": [],
-    }
-    for _ in range(ROUNDS):
-        for name, work in zip(rounds, (raw_loop, transport_round), strict=True):
-            rounds[name].append(timed(work, url, count))
-    rates = {name: statistics.median(rate for rate, _ in figures) for name, figures in rounds.items()}
-    print(f"{'how':<32} {'/s':>8} {'x raw':>7} {'CPU s/1,000':>12}")
-    for name, figures in rounds.items():
-        ratio = rates[name] / rates["urllib3, one thread"]
-        print(f"{name:<32} {rates[name]:>8,.0f} {ratio:>7.2f} {statistics.median(cpu for _, cpu in figures):>12.2f}")
+def figures(options: argparse.Namespace) -> list[Figure]:
+    ratios, rates, cpu = [], [], []
+    with receiver() as url:
+        for _ in range(options.rounds):
+            raw_rate, raw_cpu = timed(raw_loop, url, options.requests)
+            rate, own_cpu = timed(transport_round, url, options.requests)
+            ratios.append(rate / raw_rate)
+            rates.append(rate)
+            cpu.append(own_cpu / raw_cpu)
+    name = f"HTTPTransport, {IN_FLIGHT} in flight, nothing stored"
+    return [
+        figure_of(ratios, name, "x raw", baseline=RAW),
+        figure_of(rates, f"{name}: rate", "requests/s"),
+        figure_of(cpu, f"{name}: CPU", "x raw CPU", better="less", baseline=RAW),
+    ]
 
 
 class Canned:
@@ -147,15 +148,15 @@ def codec() -> None:
     print(f"read the answer with urllib3: {microseconds(urllib3_both) - microseconds(urllib3_request):.0f} us")
 
 
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=6000, help="for each round")
+    parser.add_argument("--rounds", type=int, default=5)
+    return parser
+
+
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 6000
-    command = [sys.executable, str(Path(__file__).with_name("receiver.py"))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as receiver:
-        assert receiver.stdout is not None
-        url = f"http://127.0.0.1:{receiver.stdout.readline().strip()}/hook"
-        compare(url, count)
-        assert receiver.stdin is not None
-        receiver.stdin.close()
+    show(figures(parser().parse_args()))
     codec()
 
 

@@ -1,0 +1,31 @@
+"""Each benchmark runs to its end, with counts so tiny that its figures mean nothing."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.system
+
+SPEED = Path(__file__).parents[2] / "benchmarks" / "speed.py"
+NAMES = re.findall(r'^    Part\("([^"]+)"', SPEED.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_parts_were_found() -> None:
+    assert "drain, SQLite" in NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_part_runs_and_gives_figures(name: str) -> None:
+    command = [sys.executable, str(SPEED), "--quick", "--only", name]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"^(\d+) figures, \d+ of \d+ targets met$", done.stdout, re.MULTILINE)
+    assert found, done.stdout
+    assert int(found[1]) > 0
