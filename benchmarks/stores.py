@@ -23,6 +23,9 @@ if TYPE_CHECKING:  # SQLite needs no driver for PostgreSQL
     MakeStore = Callable[[], Store]
     """Makes the store anew, in other processes, too."""
 
+NAMES = {"sqlite": "SQLite", "postgres": "PostgreSQL"}
+"""How people write what `--store` takes."""
+
 # More than a server of tests is given, less than it gets anywhere else.
 _SETTINGS = {"shared_buffers": "256MB", "max_wal_size": "4GB"}
 
