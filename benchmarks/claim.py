@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from stores import Ground, MakeStore, Store
 
 SHORT_BACKLOG = 1_000
-BLOCKED_QUEUES = 100_000
 BATCH = 1_000
 MILLION = 1_000_000
 DEEP_QUEUES = 200
@@ -59,13 +58,15 @@ ATTEMPT = CallbackAttempt(
     machine_name="machine",
 )
 
+BEHIND_BLOCKED = "1,000 queues behind blocked ones"
+
 # Shape to the queue of the nth callback.
 SHAPES: dict[str, Callable[[int], str]] = {
     "1 queue, all deep": lambda number: "queue",
     "no queues": lambda number: "",
     "a queue each": lambda number: f"queue-{number}",
     "1,000 queues": lambda number: f"queue-{number % 1000}",
-    "1,000 queues behind 100k blocked": lambda number: f"queue-{number % 1000}",
+    BEHIND_BLOCKED: lambda number: f"queue-{number % 1000}",
 }
 
 
@@ -93,8 +94,8 @@ def record(store: Store, claimed: list[Acquired], transition: Transition) -> Non
     )
 
 
-def block_queues(store: Store) -> None:
-    fill(store, requests(lambda number: f"blocked-{number % BLOCKED_QUEUES}"), 2 * BLOCKED_QUEUES)
+def block_queues(store: Store, queues: int) -> None:
+    fill(store, requests(lambda number: f"blocked-{number % queues}"), 2 * queues)
     while claimed := claim(store, BATCH):
         record(store, claimed, WAIT_AN_HOUR)
         if len(claimed) < BATCH:
@@ -119,15 +120,15 @@ class Cost:
 class Trial:
     """A store with a backlog, and what its rounds took."""
 
-    def __init__(self, make_store: MakeStore, shape: str, backlog: int) -> None:
+    def __init__(self, make_store: MakeStore, shape: str, backlog: int, blocked: int) -> None:
         self._store = make_store()
         self._store.open()
         self._requests = requests(SHAPES[shape])
         self._expected = 1 if shape.startswith("1 queue") else 100
         self.claims: list[Cost] = []
         self.records: list[Cost] = []
-        if "blocked" in shape:
-            block_queues(self._store)
+        if shape == BEHIND_BLOCKED:
+            block_queues(self._store, blocked)
         began = time.perf_counter()
         fill(self._store, self._requests, backlog)
         self.stored_per_second = backlog / (time.perf_counter() - began)
@@ -151,10 +152,10 @@ class Trial:
         self._store.close()
 
 
-def compare(ground: Ground, shape: str, backlog: int, rounds: int) -> tuple[Trial, Trial]:
-    short = Trial(ground.maker("short"), shape, SHORT_BACKLOG)
-    long = Trial(ground.maker("long"), shape, backlog)
-    for _ in range(rounds):
+def compare(ground: Ground, shape: str, options: argparse.Namespace) -> tuple[Trial, Trial]:
+    short = Trial(ground.maker("short"), shape, SHORT_BACKLOG, options.blocked)
+    long = Trial(ground.maker("long"), shape, options.backlog, options.blocked)
+    for _ in range(options.rounds):
         # In turns, so that whatever else the machine does meets both alike.
         short.run_round()
         long.run_round()
@@ -220,8 +221,8 @@ def figures(options: argparse.Namespace) -> list[Figure]:
 
 def figures_of(shape: str, options: argparse.Namespace, target: float) -> Iterator[Figure]:
     with stores.ground(options) as ground:
-        short, long = compare(ground, shape, options.backlog, options.rounds)
-    name = f"claim of {options.backlog:,}, {shape}, {options.store}"
+        short, long = compare(ground, shape, options)
+    name = f"claim at a backlog of {options.backlog:,}, {shape}, {stores.NAMES[options.store]}"
     baseline = f"the same, {SHORT_BACKLOG:,} stored"
     ratio = long.milliseconds() / short.milliseconds()
     yield Figure(name, ratio, "x short backlog", target, "less", baseline=baseline)
@@ -235,6 +236,7 @@ def figures_of(shape: str, options: argparse.Namespace, target: float) -> Iterat
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--backlog", type=int, default=MILLION)
+    options.add_argument("--blocked", type=int, default=100_000, metavar="QUEUES")
     options.add_argument("--rounds", type=int, default=50)
     options.add_argument("--old-snapshot", type=int, metavar="CALLBACKS")
     stores.add_options(options)

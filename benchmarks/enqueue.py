@@ -181,7 +181,7 @@ def figures(options: argparse.Namespace) -> list[Figure]:
 def figures_of(measured: dict[str, Measured], store: str) -> list[Figure]:
     found = []
     for name, one in measured.items():
-        label = f"enqueue, {name}, {store}"
+        label = f"enqueue, {name}, {stores.NAMES[store]}"
         rates = [1 / seconds for seconds in one.seconds]
         if name in (ONE_BY_ONE, f"one by one, {QUEUES} queues"):
             ratios = one.ratios(measured[BARE])

@@ -96,7 +96,7 @@ def of_workers(options: argparse.Namespace) -> Iterator[Figure]:
     for reports, backlog, target in (short, SHORT_BACKLOG, 45.0), (long, options.backlog, 55.0):
         held = [report.resident_mib for report in reports]
         most = [report.most_mib for report in reports]
-        yield figure_of(held, f"worker's memory, backlog of {backlog:,}", "MiB", target=target, better="less")
+        yield figure_of(held, f"a worker's memory, backlog of {backlog:,}", "MiB", target=target, better="less")
         yield figure_of(most, f"the most it held, backlog of {backlog:,}", "MiB", better="less")
 
 

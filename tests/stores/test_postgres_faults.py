@@ -246,8 +246,7 @@ def handing_over(world: World) -> Scenario:
 
     def call() -> list[Acquired]:
         def found() -> list[Acquired]:
-            # So that it searches from the beginning, which it does once a second.
-            world.store._mark, world.store._look_again_at = Mark(), 0.0
+            world.store._mark = Mark()  # so that it searches from the beginning
             # Until the session whose line was lost has noticed, its rows are passed over.
             results, acquired = world.store.record_and_acquire([record], "machine", lock_timeout=LOCK_TIMEOUT, limit=9)
             assert [getattr(one, "state", None) for one in results] == [CallbackState.SUCCEEDED]

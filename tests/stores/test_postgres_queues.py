@@ -20,6 +20,7 @@ from callbackq.errors import TransientDataAccessError
 from callbackq.stores.postgres import PostgreSQLDataAccess
 from callbackq.stores.postgres import database as databases
 from callbackq.stores.postgres import transaction as transactions
+from callbackq.stores.postgres.claiming import Mark
 from callbackq.stores.postgres.transaction import PostgreSQLTransaction, Profile
 from callbackq.stores.sql.rows import Key, Row
 from callbackq.testing import FakeClock
@@ -491,3 +492,31 @@ def test_other_dispatchers_hear_of_what_a_result_or_a_release_makes_due(
         assert heard.acquire(timeout=LIMIT)
 
         unsubscribe()
+
+
+# Where a search begins.
+
+
+@pytest.mark.parametrize(("took", "rest"), [(0.0003, 0.1), (0.02, 0.4), (0.09, 1.0)])
+def test_searches_from_the_beginning_are_as_frequent_as_they_are_quick(took: float, rest: float) -> None:
+    mark = Mark()
+    assert mark.wants_full_search(0.0)
+
+    mark.found(5_000_000, 9_000_000, began=100.0, ended=100.0 + took)
+
+    assert not mark.wants_full_search(99.999 + took + rest)
+    assert mark.wants_full_search(100.001 + took + rest)
+    assert mark.begin(9_500_000) == 4_000_000
+    assert mark.begin(3_900_000) == 0  # the clock was turned back
+
+
+def test_what_was_committed_late_is_found_behind_the_mark(store: PostgreSQLDataAccess, conninfo: str) -> None:
+    assert acquire(store) == []
+    store.store_callback_request(a_request(), id="late")
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute("UPDATE callbackq.callbacks SET ready = ready - 10000000")  # as if stored ten seconds ago
+
+    found: list[Acquired] = []
+    until(lambda: found.extend(acquire(store)) or found, "what lies behind the mark")
+
+    assert [one.id for one in found] == ["late"]

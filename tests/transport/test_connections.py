@@ -119,6 +119,18 @@ def test_the_longest_idle_makes_room_when_enough_are_kept_in_all(connect: Connec
     assert [connection.is_open for connection in connections] == [False] * 2 + [True] * 256
 
 
+def test_as_many_are_kept_as_were_in_use_at_a_time(connect: Connect) -> None:
+    kept = KeptConnections(idle_timeout=4.0, max_age=60.0)
+    connections = [connect(f"host{number % 3}.example")[0] for number in range(302)]
+    for in_use in 300, 1:
+        kept.allow(in_use)
+
+    for connection in connections:
+        kept.keep(connection, 1.0)
+
+    assert [connection.is_open for connection in connections] == [False] * 2 + [True] * 300
+
+
 def test_connection_that_the_selector_refuses_to_watch_is_closed(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -425,10 +425,19 @@ def no_threads_left() -> Iterator[None]:
         threading.stack_size(usual)
 
 
+def test_idle_connection_makes_room_when_all_descriptors_are_in_use(receive: Receive, transport: HTTPTransport) -> None:
+    one, other = receive(), receive()
+    status_of(transport, one.url())
+
+    with descriptors_left(0):
+        assert status_of(transport, other.url()) == 200
+
+
 def test_machine_without_descriptors_for_a_connection_is_a_local_fault(
-    receive: Receive, transport: HTTPTransport
+    receive: Receive, make_transport: MakeTransport
 ) -> None:
     one, other = receive(), receive()
+    transport = make_transport(idle_timeout=timedelta(0))
     status_of(transport, one.url())
 
     with descriptors_left(0):

@@ -29,7 +29,11 @@ _LONGEST_LINE_SECONDS: Final = 1.0
 # How long the last in a line may have to wait, by what its host took lately: whoever stands there takes a slot that
 # another host could use.
 _LONGEST_EXPECTED_SECONDS: Final = 0.1
+# Where too many hosts are under way that have not answered: at first they may be as quick as any.
+_SHORTEST_PARKING_SECONDS: Final = 0.1
 _LONGEST_PARKING_SECONDS: Final = 60.0
+# With fewer slots there is nothing to be kept for others.
+_FEWEST_TO_SHARE: Final = 4
 # How much of what a host took so far counts beside its latest answer.
 _MEMORY: Final = 0.9
 # Of how many hosts to remember how their last request ended.
@@ -112,7 +116,7 @@ class HostLimits(Generic[T]):
         self._limit = limit
         self._hosts: dict[str, _Places[T]] = {}
         self._lines: dict[str, deque[tuple[T, float]]] = {}
-        self._unknown: _Places[T] = _Places(max(limit, slots // 2))
+        self._unknown: _Places[T] = _Places(max(limit, slots // 2 if slots >= _FEWEST_TO_SHARE else slots))
         self._suspect: _Places[T] = _Places(max(1, slots // 4))
         # Where what is under way to a host that has not answered is counted, too.
         self._on_trial: dict[T, _Places[T]] = {}
@@ -199,7 +203,7 @@ class HostLimits(Generic[T]):
             slowness = max(places.slowness(now), self._hung.get(host, 0.0))
             seconds = places.park(now, slowness, self._limit_of(host))
         if trial is not None and trial.is_full:
-            slowness = max(trial.slowness(now), _SLOW_AFTER_SECONDS)
+            slowness = max(trial.slowness(now), _SHORTEST_PARKING_SECONDS)
             seconds = max(seconds, trial.park(now, slowness, trial.limit))
         return seconds
 

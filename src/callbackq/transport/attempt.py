@@ -321,7 +321,7 @@ class Attempt:
             now = network.clock.monotonic()
             network.deadlines.set(self, ends_at if left == 1 else now + (ends_at - now) / left)
             try:
-                self._connection = Connection(route, network.selector, self, now)
+                self._connection = self._begin_to_connect(network, route, now)
                 yield
                 self._connection.check_connected()
             except DeadlinePassed:
@@ -339,6 +339,15 @@ class Attempt:
                 return self._connection
             self._disconnect()
         raise _NoAnswer(AttemptFailure.CONNECT, ", ".join(details))
+
+    def _begin_to_connect(self, network: Network, route: Route, now: float) -> Connection:
+        try:
+            return Connection(route, network.selector, self, now)
+        except OSError as error:
+            # With all descriptors in use, an idle connection has to make room.
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or not network.kept.drop_one():
+                raise
+        return Connection(route, network.selector, self, now)
 
     def _converse(self, network: Network, connection: Connection, exchange: Exchange) -> Wait:
         self._stage = _EXCHANGE

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 __all__ = ["Connection", "KeptConnections", "Route"]
 
 _RECEIVE_BYTES: Final = 64 * 1024
-_MAX_KEPT: Final = 256
+_KEPT_IN_ANY_CASE: Final = 256
 _MAX_KEPT_PER_ROUTE: Final = 128
 
 
@@ -207,6 +207,15 @@ class KeptConnections:
         # Longest idle first, since all are kept for the same time.
         self._connections: dict[Connection, None] = {}
         self._by_route: dict[Route, list[Connection]] = {}
+        self._limit = _KEPT_IN_ANY_CASE
+
+    def allow(self, number: int) -> None:
+        """
+        Keep as many from now on.
+
+        For as many as were in use at a time: when a thousand receivers answer together, each will be needed again.
+        """
+        self._limit = max(self._limit, number)
 
     def take(self, routes: Iterable[Route], now: float) -> Connection | None:
         """Take out a connection that may carry a request: of the first route that has one, the least idle."""
@@ -231,8 +240,8 @@ class KeptConnections:
         if now >= self._expiry(connection) or len(self._by_route.get(connection.route, ())) >= _MAX_KEPT_PER_ROUTE:
             connection.close()
             return
-        if len(self._connections) >= _MAX_KEPT:
-            self.drop(next(iter(self._connections)))
+        if len(self._connections) >= self._limit:
+            self.drop(self._first())
         try:
             connection.watch(selectors.EVENT_READ)
         except BaseException:
@@ -245,6 +254,13 @@ class KeptConnections:
         """Close an idle connection."""
         self._remove(connection)
         connection.close()
+
+    def drop_one(self) -> bool:
+        """Close the one that has been idle for longest. Returns False when there is none."""
+        if not self._connections:
+            return False
+        self.drop(self._first())
+        return True
 
     def drop_expired(self, now: float) -> None:
         """Close those that have been idle for too long."""

@@ -206,6 +206,7 @@ class NetworkLoop:
             self._finished.append((attempt, NotSent(reason=NotSentReason.STOPPED)))
             return
         self._under_way.add(attempt)
+        self._network.kept.allow(len(self._under_way))
         self._used_at = self._clock.monotonic()
         attempt.life = attempt.live(self._network)
         self._resume(attempt)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
+from math import inf
 from typing import Final
 
 import psycopg
@@ -14,10 +14,13 @@ from callbackq.stores.sql import locking
 from callbackq.stores.sql.instants import later
 from callbackq.stores.sql.rows import LOCKED, CallbackRow
 
-__all__ = ["Mark", "claim", "give_back", "next_due", "search"]
+__all__ = ["Mark", "claim", "give_back"]
 
 _LAG_US: Final = 1_000_000
-_LEAST_REST_US: Final = 1_000_000
+# Searches from the beginning take a twentieth of the time at most, unless they are as slow as all that.
+_RESTS_PER_SEARCH: Final = 20
+_SHORTEST_REST_SECONDS: Final = 0.1
+_LONGEST_REST_SECONDS: Final = 1.0
 
 
 def claim(
@@ -62,29 +65,6 @@ def _is_held(claimed: CallbackRow, found: CallbackRow | None) -> bool:
     )
 
 
-def search(
-    transaction: PostgreSQLTransaction,
-    now: int,
-    *,
-    mark: Mark,
-    claim: Callable[[PostgreSQLTransaction, int], list[locking.Claim]],
-) -> list[locking.Claim]:
-    """Claim from where the mark is, and move it when its time has come."""
-    begin = mark.begin(now)
-    if not begin:
-        next_due(transaction, now, mark, begin=begin)
-    transaction.let(mark=begin)
-    return claim(transaction, now)
-
-
-def next_due(transaction: PostgreSQLTransaction, now: int, mark: Mark, *, begin: int) -> int | None:
-    """Read when the earliest head is due, from where a search is to begin; a mark learns from the beginning."""
-    due: int | None = transaction.value("next_due", mark=begin)
-    if not begin:
-        mark.found(due, now)
-    return due
-
-
 @define
 class Mark:
     """
@@ -93,25 +73,32 @@ class Mark:
     Each claim and each result leaves a dead entry in the index of due heads. As long as any transaction in the whole
     server is open that might still look at them, they can't be removed, and a search from the index's beginning walks
     over all of them. So it begins behind the earliest that the last one found. What comes to lie before that (stored
-    by a transaction that stayed open for long, say) is found by a search from the beginning, once a second at most.
+    by a transaction that stayed open for long, say) is found by a search from the beginning: at every look where that
+    costs little, and once a second at least.
     """
 
     _mark: int = 0
-    _next_full_search: int = 0
+    _next_full_search: float = -inf
 
-    @property
-    def present(self) -> int:
-        """From where a search finds nearly all; somebody else must search from the beginning now and then."""
-        return self._mark
+    def wants_full_search(self, now: float) -> bool:
+        """Whether the next search is to begin at the beginning, at this reading of the monotonic clock."""
+        return now >= self._next_full_search
 
     def begin(self, now: int) -> int:
-        """Say from where to search."""
+        """Say from where to search otherwise."""
         # A clock that was turned back makes heads before the mark, and the mark would be far ahead for as long as that.
-        if now >= self._next_full_search or now < self._mark:
-            self._next_full_search = now + _LEAST_REST_US
-            return 0
-        return self._mark
+        return 0 if now < self._mark else self._mark
 
-    def found(self, earliest_due: int | None, now: int) -> None:
-        """Learn the earliest entry of a search from the beginning; ``None`` when there is none."""
+    def found(self, earliest_due: int | None, now: int, *, began: float, ended: float) -> None:
+        """
+        Learn from a search from the beginning.
+
+        Args:
+            earliest_due: the earliest entry; ``None`` when there is none.
+            now: the server's time.
+            began: reading of the monotonic clock before it.
+            ended: and after it.
+        """
         self._mark = min(now if earliest_due is None else earliest_due, now) - _LAG_US
+        rest = _RESTS_PER_SEARCH * (ended - began)
+        self._next_full_search = ended + min(max(rest, _SHORTEST_REST_SECONDS), _LONGEST_REST_SECONDS)

@@ -49,8 +49,6 @@ __all__ = ["PostgreSQLDataAccess"]
 
 _MOST_LOCKS: Final = 10_000
 _PURGE_BATCH: Final = 500
-# As often as a search begins at the beginning of the index (see `claiming.Mark`).
-_LOOK_SECONDS: Final = 1.0
 _LONGEST_PATIENCE: Final = timedelta(hours=1)
 
 # As many as distributed.sql walks over.
@@ -136,7 +134,6 @@ class PostgreSQLDataAccess(
         )
         self._channel = _channel(schema)
         self._mark = claiming.Mark()
-        self._look_again_at = 0.0
         self._unsure: list[locking.Claim] = []
         self._hints = Hints(self._database.connect, channel=self._channel if listens else None)
         self._found_enough = False
@@ -231,7 +228,7 @@ class PostgreSQLDataAccess(
                 return recorded, self.acquire_locks(machine_name, lock_timeout=lock_timeout, limit=limit)
             return recorded, []
         self._give_back_unsure()
-        if time.monotonic() >= self._look_again_at:
+        if self._mark.wants_full_search(time.monotonic()):
             self._look()  # not in the transaction, where others would wait for a search from the beginning
         limit = min(limit, _MOST_LOCKS)
         claim = partial(claiming.claim, machine_name=machine_name, lock_timeout=lock_timeout, limit=limit)
@@ -241,8 +238,7 @@ class PostgreSQLDataAccess(
         def record_and_claim(transaction: PostgreSQLTransaction, now: int) -> list[locking.Claim]:
             nonlocal results, made_due
             results, made_due = locking.end_locks(transaction, now, records)
-            transaction.let(mark=self._mark.present)
-            return claim(transaction, now)
+            return self._search(transaction, now, claim)
 
         claims = self._claim(record_and_claim)
         self._found_enough = len(claims) == limit
@@ -254,11 +250,17 @@ class PostgreSQLDataAccess(
     def _claim_seen(self, claim: _Claim, limit: int) -> list[locking.Claim]:
         # To look first costs less than a transaction that finds nothing; where the last one found all it could take,
         # there is more.
-        if not self._found_enough and not self._is_due():
+        may_skip_it = self._found_enough and not self._mark.wants_full_search(time.monotonic())
+        if not may_skip_it and not self._is_due():
             return []
-        claims = self._claim(partial(claiming.search, mark=self._mark, claim=claim))
+        claims = self._claim(partial(self._search, claim=claim))
         self._found_enough = len(claims) == limit
         return claims
+
+    def _search(self, transaction: PostgreSQLTransaction, now: int, claim: _Claim) -> list[locking.Claim]:
+        """Claim from where the mark is."""
+        transaction.let(mark=self._mark.begin(now))
+        return claim(transaction, now)
 
     def _claim_peeked(self, claim: _Claim, limit: int) -> list[locking.Claim]:
         due, now, mark = self._look()
@@ -404,13 +406,15 @@ class PostgreSQLDataAccess(
     def _look(self) -> tuple[int | None, int, int]:
         """Read when the earliest head is due, and say when that was and from where it was searched."""
 
-        self._look_again_at = time.monotonic() + _LOOK_SECONDS
-
         def look(transaction: PostgreSQLTransaction) -> tuple[int | None, int, int]:
             given = self._database.given_now_us()
             now: int = transaction.value("now") if given is None else given
-            mark = self._mark.begin(now)
-            return claiming.next_due(transaction, now, self._mark, begin=mark), now, mark
+            began = time.monotonic()
+            begin = 0 if self._mark.wants_full_search(began) else self._mark.begin(now)
+            due: int | None = transaction.value("next_due", mark=begin)
+            if not begin:
+                self._mark.found(due, now, began=began, ended=time.monotonic())
+            return due, now, begin
 
         return self._database.at_once(look)
 

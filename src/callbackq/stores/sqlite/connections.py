@@ -11,8 +11,8 @@ from callbackq.stores.sqlite.transaction import STATEMENTS
 
 __all__ = ["connect", "set_journal", "set_syncing"]
 
-# Of each connection. Twice as much makes a worker 9 MiB larger, and there is little to win: with this much a claim
-# costs the same with a million callbacks stored as with a thousand (benchmarks/claim.py).
+# Of each connection. Twice as much makes a worker 9 MiB larger, and there is little to win: as it is, a claim costs the
+# same with a million callbacks stored as with a thousand (benchmarks/claim.py).
 _CACHE_KIB: Final = 8 * 1024
 _WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
 
