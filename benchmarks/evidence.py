@@ -80,10 +80,18 @@ class Interruption:
     ended: datetime | None = None
     resumed: float = float("inf")
 
-    def meets(self, lock: CallbackLock) -> bool:
-        """Tell whether it was while *lock* was held."""
-        is_before_its_end = self.ended is None or lock.acquired <= self.ended
-        return is_before_its_end and lock.ended is not None and self.began <= lock.ended
+    def explains(self, lock: CallbackLock) -> bool:
+        """
+        Tell whether it may be why the result of a request under *lock* was not recorded, or was not known.
+
+        A lock that was abandoned was held at some time of it; one that was completed, by a dispatcher that never got
+        an answer because it stood still, all the time.
+        """
+        if lock.ended is None:
+            return False
+        if lock.completed:
+            return self.ended is not None and lock.acquired <= self.began and self.ended <= lock.ended
+        return self.began <= lock.ended and (self.ended is None or lock.acquired <= self.ended)
 
 
 @mutable
@@ -92,12 +100,12 @@ class Verdict:
     What became of a run. Counts of all portions.
 
     Attributes:
-        in_flight: locks that were abandoned because their dispatcher was killed or frozen.
-        held_up: those of other dispatchers, while one was frozen. In SQLite it may have been frozen while it held the
-            write lock; then nobody's results can be recorded. With *in_flight* this is the bound of duplicates.
+        in_flight: locks whose dispatcher was killed, or frozen for longer than they live.
+        held_up: locks of other dispatchers that were abandoned while one was frozen. In SQLite it may hold the write
+            lock then, and nobody's results can be recorded. With *in_flight* this is the bound of duplicates.
         hit: interruptions that hit a dispatcher which held locks, by the machine's name and its number.
         abandoned_by_others: locks that were abandoned for another reason.
-        unexplained: acceptances beyond one, and one for each abandoned lock of that callback.
+        unexplained: acceptances beyond one, and one for each of these locks, of a callback.
         late: outcomes that came when the lock was lost, and changed nothing.
         sent_late: requests of dispatchers that stood still between their last look at the clock and the first byte.
     """
@@ -182,22 +190,22 @@ def _judge_portion(
 ) -> None:
     freezes = [one for of_one in interruptions.values() for one in of_one if one.ended is not None]
     interrupted: dict[tuple[str, int], tuple[str, int]] = {}
-    abandoned: Counter[str] = Counter()
+    allowed: Counter[str] = Counter()
     for status in statuses:
         verdict.late += sum(attempt.late for attempt in status.attempts)
         for lock in status.locks:
-            if lock.ended is None or lock.completed:
-                continue
             number = _number_of(interruptions.get(lock.machine_name, ()), lock)
             if number is not None:
                 interrupted[status.id, lock.token] = lock.machine_name, number
                 verdict.in_flight += 1
+            elif lock.ended is None or lock.completed:
+                continue
             elif _number_of(freezes, lock) is not None:
                 verdict.held_up += 1
             else:
                 verdict.abandoned_by_others += 1
                 continue
-            abandoned[status.id] += 1
+            allowed[status.id] += 1
     stale = set()
     accepted: Counter[str] = Counter()
     for arrival in arrivals:
@@ -207,11 +215,11 @@ def _judge_portion(
             stale.add(arrival.token)
             verdict.sent_late[cause] += 1
     verdict.hit.update(interrupted.values())
-    verdict.unexplained += sum(max(times - 1 - abandoned[id], 0) for id, times in accepted.items())
-    bound = abandoned.total()
+    verdict.unexplained += sum(max(times - 1 - allowed[id], 0) for id, times in accepted.items())
+    bound = allowed.total()
     history = History(arrivals, statuses, acknowledged=acknowledged, duplicates_bound=bound, stale_tokens=stale)
     verdict.add(history.judge())
 
 
 def _number_of(interruptions: Iterable[Interruption], lock: CallbackLock) -> int | None:
-    return next((number for number, one in enumerate(interruptions) if one.meets(lock)), None)
+    return next((number for number, one in enumerate(interruptions) if one.explains(lock)), None)
