@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 from evidence import Evidence, Interruption, judge
 from witness import Witness
-from workers import REST_SECONDS, RETRIES, Setting, Worker
+from workers import PROCESSES, REST_SECONDS, RETRIES, Setting, Worker, let_orphans_go_on
 
 import stores
 from callbackq import CallbackRequest, DataAccessError
@@ -102,6 +102,9 @@ class Crew:
         self._running = [self._begin() for _ in range(options.processes)]
         self._stopping: list[Worker] = []
         self._thaw_at: dict[Worker, float] = {}
+        self._guard, theirs = PROCESSES.Pipe()
+        PROCESSES.Process(target=let_orphans_go_on, args=(theirs,), daemon=True).start()
+        theirs.close()
         self._most_frozen = options.frozen
         self._left = Counter(kill=options.kills, stop=options.stops, freeze=options.freezes)
         self._total = self._left.total()
@@ -130,6 +133,7 @@ class Crew:
         kind, place = self._chance.choice(kinds), self._chance.choice(places)
         worker = self._running[place]
         if kind == "freeze":
+            self._guard.send(worker.pid)
             worker.freeze()
             frozen_for = self._setting.lease.total_seconds() + self._chance.uniform(*OVERSLEPT_SECONDS)
             self._thaw_at[worker] = time.monotonic() + frozen_for
@@ -155,6 +159,7 @@ class Crew:
     def _thaw(self, worker: Worker) -> None:
         del self._thaw_at[worker]
         self.interruptions[worker.machine_name].append(worker.thaw())
+        self._guard.send(worker.pid)
 
     def close(self) -> None:
         for worker in list(self._thaw_at):
@@ -163,6 +168,7 @@ class Crew:
             worker.stop()
         for worker in (*self._running, *self._stopping):
             worker.join()
+        self._guard.close()
 
 
 @contextmanager

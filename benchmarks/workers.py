@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
@@ -92,6 +92,18 @@ def work(setting: Setting, machine_name: str, line: Connection) -> None:
         dispatch(store, machine_name, setting.lease, TellsWhenItWorks(line), line)
 
 
+def let_orphans_go_on(line: Connection) -> None:
+    """Let those who are frozen go on when whoever froze them is gone: they see then that their own lines are closed."""
+    frozen: set[int] = set()
+    with suppress(EOFError):
+        while True:
+            # Told when one is frozen, and again when it goes on.
+            frozen ^= {line.recv()}
+    for pid in frozen:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
 @frozen
 class Setting:
     """What all dispatchers of a run have in common."""
@@ -145,7 +157,11 @@ class Worker:
         self._process.close()
         self._line.close()
 
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
     def _signal(self, how: signal.Signals) -> None:
         assert self._process.is_alive(), "a dispatcher has ended by itself"
-        assert self._process.pid is not None
-        os.kill(self._process.pid, how)
+        os.kill(self.pid, how)
