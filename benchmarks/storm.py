@@ -101,7 +101,8 @@ class Crew:
         self._begun = 0
         self._running = [self._begin() for _ in range(options.processes)]
         self._stopping: list[Worker] = []
-        self._thaw_at: dict[Worker, float] = {}
+        # Those who are frozen go on by themselves: whoever stores may be waiting for one who holds SQLite's write lock.
+        self._frozen: dict[Worker, threading.Timer] = {}
         self._guard, theirs = PROCESSES.Pipe()
         PROCESSES.Process(target=let_orphans_go_on, args=(theirs,), daemon=True).start()
         theirs.close()
@@ -122,21 +123,22 @@ class Crew:
 
     @property
     def is_done(self) -> bool:
-        return not self._left.total() and not self._thaw_at
+        return not self._left.total() and not self._frozen
 
     def strike(self) -> bool:
         """Do something to somebody who is at work; tell whether there was something to do, and somebody."""
-        kinds = [kind for kind in self._left.elements() if kind != "freeze" or len(self._thaw_at) < self._most_frozen]
+        kinds = [kind for kind in self._left.elements() if kind != "freeze" or len(self._frozen) < self._most_frozen]
         places = [place for place, worker in enumerate(self._running) if worker.works()]
         if not kinds or not places:
             return False
         kind, place = self._chance.choice(kinds), self._chance.choice(places)
         worker = self._running[place]
         if kind == "freeze":
+            frozen_for = self._setting.lease.total_seconds() + self._chance.uniform(*OVERSLEPT_SECONDS)
+            self._frozen[worker] = threading.Timer(frozen_for, self._thaw, [worker])
             self._guard.send(worker.pid)
             worker.freeze()
-            frozen_for = self._setting.lease.total_seconds() + self._chance.uniform(*OVERSLEPT_SECONDS)
-            self._thaw_at[worker] = time.monotonic() + frozen_for
+            self._frozen[worker].start()
         else:
             self._running[place] = self._begin()
             if kind == "kill":
@@ -148,22 +150,20 @@ class Crew:
         self.done[kind] += 1
         return True
 
-    def look_after(self) -> None:
-        """Let those go on who were frozen long enough, and forget those who have stopped."""
-        for worker in [worker for worker, at in self._thaw_at.items() if time.monotonic() >= at]:
-            self._thaw(worker)
+    def _thaw(self, worker: Worker) -> None:
+        self.interruptions[worker.machine_name].append(worker.thaw())
+        self._guard.send(worker.pid)
+        del self._frozen[worker]
+
+    def bury(self) -> None:
+        """Forget those who have stopped."""
         for worker in [worker for worker in self._stopping if worker.has_ended()]:
             worker.join()
             self._stopping.remove(worker)
 
-    def _thaw(self, worker: Worker) -> None:
-        del self._thaw_at[worker]
-        self.interruptions[worker.machine_name].append(worker.thaw())
-        self._guard.send(worker.pid)
-
     def close(self) -> None:
-        for worker in list(self._thaw_at):
-            self._thaw(worker)
+        for timer in list(self._frozen.values()):
+            timer.join()
         for worker in self._running:
             worker.stop()
         for worker in (*self._running, *self._stopping):
@@ -219,7 +219,7 @@ def rage(store: Store, dispatchers: Crew, enqueuer: Enqueuer, restarts: Restarts
     while not dispatchers.is_done or enqueuer.acknowledged < options.callbacks:
         enqueuer.step()
         restarts.step(dispatchers.progress)
-        dispatchers.look_after()
+        dispatchers.bury()
         is_time = time.monotonic() >= next_strike
         # Spread over the callbacks that are to be stored.
         if is_time and enqueuer.acknowledged >= dispatchers.progress * options.callbacks and dispatchers.strike():
