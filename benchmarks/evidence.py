@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -71,7 +71,7 @@ class Interruption:
     A dispatcher was killed, or stood still for longer than its locks live.
 
     Attributes:
-        began: when.
+        began: when, by the store's clock.
         ended: when it went on; ``None`` when it was killed.
         resumed: the same by the receivers' clock, in seconds; infinite when it was killed.
     """
@@ -92,6 +92,12 @@ class Interruption:
         if lock.completed:
             return self.ended is not None and lock.acquired <= self.began and self.ended <= lock.ended
         return self.began <= lock.ended and (self.ended is None or lock.acquired <= self.ended)
+
+    def is_late(self, started: float, lock: CallbackLock) -> bool:
+        """Tell whether a request that started then, by the receivers' clock, left when it was over, and *lock*, too."""
+        if self.ended is None:
+            return False
+        return started > self.resumed + max((lock.timeout - self.ended).total_seconds(), 0.0)
 
 
 @mutable
@@ -154,7 +160,12 @@ class Verdict:
         self.arrivals += judgement.arrivals
         self.duplicates += judgement.duplicates
         self.broken.update(judgement.broken())
-        self.examples += map(str, judgement.violations[: _EXAMPLES - len(self.examples)])
+        for violation in judgement.violations:
+            self.show(str(violation))
+
+    def show(self, example: str) -> None:
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append(example)
 
 
 def judge(folder: Path, interruptions: dict[str, list[Interruption]]) -> Verdict:
@@ -189,14 +200,14 @@ def _judge_portion(
     interruptions: dict[str, list[Interruption]],
 ) -> None:
     freezes = [one for of_one in interruptions.values() for one in of_one if one.ended is not None]
-    interrupted: dict[tuple[str, int], tuple[str, int]] = {}
+    interrupted: dict[tuple[str, int], tuple[CallbackLock, tuple[str, int]]] = {}
     allowed: Counter[str] = Counter()
     for status in statuses:
         verdict.late += sum(attempt.late for attempt in status.attempts)
         for lock in status.locks:
             number = _number_of(interruptions.get(lock.machine_name, ()), lock)
             if number is not None:
-                interrupted[status.id, lock.token] = lock.machine_name, number
+                interrupted[status.id, lock.token] = lock, (lock.machine_name, number)
                 verdict.in_flight += 1
             elif lock.ended is None or lock.completed:
                 continue
@@ -210,16 +221,18 @@ def _judge_portion(
     accepted: Counter[str] = Counter()
     for arrival in arrivals:
         accepted[arrival.callback_id] += arrival.accepted is not None
-        cause = interrupted.get((arrival.callback_id, arrival.token))
-        if cause is not None and arrival.started >= interruptions[cause[0]][cause[1]].resumed:
+        held, cause = interrupted.get((arrival.callback_id, arrival.token), (None, ("", 0)))
+        if held is not None and interruptions[cause[0]][cause[1]].is_late(arrival.started, held):
             stale.add(arrival.token)
             verdict.sent_late[cause] += 1
-    verdict.hit.update(interrupted.values())
+            verdict.show(f"{arrival} was sent late, under {held}")
+    verdict.hit.update(cause for _, cause in interrupted.values())
     verdict.unexplained += sum(max(times - 1 - allowed[id], 0) for id, times in accepted.items())
     bound = allowed.total()
     history = History(arrivals, statuses, acknowledged=acknowledged, duplicates_bound=bound, stale_tokens=stale)
     verdict.add(history.judge())
 
 
-def _number_of(interruptions: Iterable[Interruption], lock: CallbackLock) -> int | None:
-    return next((number for number, one in enumerate(interruptions) if one.explains(lock)), None)
+def _number_of(interruptions: Sequence[Interruption], lock: CallbackLock) -> int | None:
+    """Give the latest that explains it."""
+    return max((number for number, one in enumerate(interruptions) if one.explains(lock)), default=None)

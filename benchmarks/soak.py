@@ -226,7 +226,7 @@ class Soak:
         with SQLiteDataAccess(self.path) as store:
             enqueuer = Enqueuer(store, self._folder, witness.url, self._rate)
             with beside(clean_up, self.path, self._folder), beside(live_on, self.path) as line:
-                self._load(enqueuer, line)
+                self._load(store, enqueuer, line)
                 give_up = time.monotonic() + DRAIN_SECONDS
                 while store.next_due() is not None and time.monotonic() < give_up:
                     time.sleep(TICK_SECONDS)
@@ -235,9 +235,9 @@ class Soak:
         witness.close()
         return judge(self._folder, self.killed)
 
-    def _load(self, enqueuer: Enqueuer, line: Connection) -> None:
+    def _load(self, store: SQLiteDataAccess, enqueuer: Enqueuer, line: Connection) -> None:
         setting = Setting(partial(SQLiteDataAccess, self.path), LEASE)
-        victim = Worker(setting, "victim 0")
+        victim = Worker(setting, "victim 0", store.now)
         began = time.monotonic()
         while (now := time.monotonic() - began) < self.seconds:
             enqueuer.step(now)
@@ -246,7 +246,7 @@ class Soak:
                 self.samples.append(evolve(sample, at=sample.at - began))
             if now >= (len(self.killed) + 1) * self._kill_every and victim.works():
                 self.killed[victim.machine_name] = [victim.kill()]
-                victim = Worker(setting, f"victim {len(self.killed)}")
+                victim = Worker(setting, f"victim {len(self.killed)}", store.now)
             took = time.monotonic() - began - now
             self.longest_delay = max(self.longest_delay, took)
             time.sleep(max(TICK_SECONDS - took, 0))

@@ -27,9 +27,9 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Callable
+from contextlib import closing
+from datetime import datetime, timedelta
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,8 +95,11 @@ class Enqueuer:
 class Crew:
     """The dispatchers of a storm, and what is done to them."""
 
-    def __init__(self, setting: Setting, chance: random.Random, options: argparse.Namespace) -> None:
+    def __init__(
+        self, setting: Setting, now: Callable[[], datetime], chance: random.Random, options: argparse.Namespace
+    ) -> None:
         self._setting = setting
+        self._now = now
         self._chance = chance
         self._begun = 0
         self._running = [self._begin() for _ in range(options.processes)]
@@ -114,7 +117,7 @@ class Crew:
 
     def _begin(self) -> Worker:
         self._begun += 1
-        return Worker(self._setting, f"m{self._begun}")
+        return Worker(self._setting, f"m{self._begun}", self._now)
 
     @property
     def progress(self) -> float:
@@ -169,15 +172,6 @@ class Crew:
         for worker in (*self._running, *self._stopping):
             worker.join()
         self._guard.close()
-
-
-@contextmanager
-def crew(setting: Setting, chance: random.Random, options: argparse.Namespace) -> Iterator[Crew]:
-    dispatchers = Crew(setting, chance, options)
-    try:
-        yield dispatchers
-    finally:
-        dispatchers.close()
 
 
 class Restarts:
@@ -256,7 +250,7 @@ def storm(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         restarts = Restarts(place.server, options.server_restarts)
         with setting.make_store() as store:
             enqueuer = Enqueuer(store, acknowledged, witness, chance, options)
-            with crew(setting, chance, options) as dispatchers:
+            with closing(Crew(setting, stores.clock_of(store), chance, options)) as dispatchers:
                 rage(store, dispatchers, enqueuer, restarts, options)
             seconds = time.monotonic() - began
             dump(store, folder)

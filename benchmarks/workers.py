@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from contextlib import closing, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ from callbackq import DataAccessError, Dispatcher, HTTPTransport, RetryPhase, Ta
 from callbackq.events import EventKind, ObservedEvent, Observer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stores import MakeStore, Store
 
 DEADLINE = timedelta(seconds=1)
@@ -106,16 +108,30 @@ def let_orphans_go_on(line: Connection) -> None:
 
 @frozen
 class Setting:
-    """What all dispatchers of a run have in common."""
+    """
+    What all dispatchers of a run have in common.
+
+    Attributes:
+        make_store: makes the store, in any process.
+        lease: how long a lock lives.
+    """
 
     make_store: MakeStore
     lease: timedelta
 
 
 class Worker:
-    """A dispatcher's process, and our end of a line to it."""
+    """
+    A dispatcher's process, and our end of a line to it.
 
-    def __init__(self, setting: Setting, machine_name: str) -> None:
+    Args:
+        setting: what it shares with others.
+        machine_name: its name.
+        now: the store's clock.
+    """
+
+    def __init__(self, setting: Setting, machine_name: str, now: Callable[[], datetime]) -> None:
+        self._now = now
         self.machine_name = machine_name
         self._line, theirs = PROCESSES.Pipe()
         self._process = PROCESSES.Process(target=work, args=(setting, machine_name, theirs))
@@ -128,7 +144,7 @@ class Worker:
         return self._frozen_at is None and self._line.poll()
 
     def kill(self) -> Interruption:
-        began = datetime.now(UTC)
+        began = self._now()
         self._signal(signal.SIGKILL)
         self.join()
         return Interruption(began=began)
@@ -138,15 +154,16 @@ class Worker:
         self._signal(signal.SIGTERM)
 
     def freeze(self) -> None:
-        self._frozen_at = datetime.now(UTC)
+        self._frozen_at = self._now()
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> Interruption:
         assert self._frozen_at is not None
         began, self._frozen_at = self._frozen_at, None
-        resumed = time.monotonic()
+        # Before it goes on: afterwards another might be the next to be let run.
+        thawed = Interruption(began=began, ended=self._now(), resumed=time.monotonic())
         self._signal(signal.SIGCONT)
-        return Interruption(began=began, ended=datetime.now(UTC), resumed=resumed)
+        return thawed
 
     def has_ended(self) -> bool:
         return not self._process.is_alive()
