@@ -5,9 +5,13 @@ PYTHON ?= .venv/bin/python
 # Tracing has locks of its own, which a fork beside other threads leaves locked in the child.
 TRACEABLE = not forked_while_threads
 
+# Storms in which locks of the killed don't hold up everything, and in which many are frozen at a time.
+MANY = --queues 2000 --alone 0.3 --backlog 2000 --pause 0.01 0.05
+FROZEN = --frozen 4 --processes 6 --lease 3 --pause 0.05 0.2
+
 .DEFAULT_GOAL := help
-.PHONY: help venv format lint test system conformance cover docs bench bench-peers crash-points power-cuts hostile fuzz simulate demo
-.PHONY: check build clean
+.PHONY: help venv format lint test system conformance cover docs bench bench-peers crash-points power-cuts storm soak
+.PHONY: hostile fuzz simulate demo check build clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +66,16 @@ power-cuts:  ## cut the power at 10,000 moments of an SQLite store's work, in ea
 	$(PYTHON) benchmarks/power_cuts.py --journal rollback
 	$(PYTHON) benchmarks/power_cuts.py --durability process
 	$(PYTHON) benchmarks/power_cuts.py --durability process --journal rollback
+
+storm:  ## kill dispatchers 3,000 times, stop them 1,000 times, freeze them 500 times, over a million callbacks
+	$(PYTHON) benchmarks/storm.py --kills 2000 --callbacks 760000 $(MANY)
+	$(PYTHON) benchmarks/storm.py --store postgres --kills 1000 --callbacks 250000 $(MANY)
+	$(PYTHON) benchmarks/storm.py --stops 1000
+	$(PYTHON) benchmarks/storm.py --freezes 250 $(FROZEN)
+	$(PYTHON) benchmarks/storm.py --store postgres --freezes 250 $(FROZEN)
+
+soak:  ## have a dispatcher live for an hour at 200 callbacks/s, while another is killed every minute
+	$(PYTHON) benchmarks/soak.py --minutes 60 --rate 200
 
 hostile:  ## measure what hostile receivers do to a dispatcher: nothing late, nothing grown, nothing mixed up
 	$(PYTHON) benchmarks/hostile.py

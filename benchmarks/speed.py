@@ -45,6 +45,13 @@ PARTS: Final = [
     Part("transport", "transport", quick="--requests 200 --rounds 1"),
     Part("drain, SQLite", "drain", quick="--callbacks 100 --rounds 1"),
     Part("drain, PostgreSQL", "drain", "--store postgres", quick="--callbacks 100 --rounds 1"),
+    Part("one strict queue", "strict_queue", quick="--callbacks 20 --rounds 1"),
+    Part("a slow disk", "slow_disk", quick="--callbacks 100 --rounds 1"),
+    Part("storing, SQLite", "enqueue", quick="--callbacks 20 --batches 1 --rounds 1"),
+    Part("storing, PostgreSQL", "enqueue", "--store postgres", quick="--callbacks 20 --batches 1 --rounds 1"),
+    Part("claims", "claim", quick="--backlog 2000 --blocked 50 --rounds 2"),
+    Part("memory", "memory", quick="--backlog 2000 --seconds 1 --callbacks 1000 --rounds 1"),
+    Part("slow receivers", "slow_receivers", quick="--receivers 20 --seconds 1 --rounds 1"),
     Part("delays, SQLite", "latency", quick="--callbacks 3 --rounds 1 --idle 0.2"),
     Part("delays, PostgreSQL", "latency", "--store postgres", quick="--callbacks 3 --rounds 1 --idle 0.2"),
 ]

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +53,11 @@ def _postgres_store(conninfo: str, schema: str) -> PostgreSQLDataAccess:
     from callbackq.stores.postgres import PostgreSQLDataAccess
 
     return PostgreSQLDataAccess(conninfo, schema=schema)
+
+
+def clock_of(store: Store) -> Callable[[], datetime]:
+    """Give the store's clock, without a question to a server: ours runs on this machine, and takes its time."""
+    return store.now if isinstance(store, SQLiteDataAccess) else partial(datetime.now, UTC)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -1,234 +1,85 @@
 """
-A crash storm: dispatcher processes on one store are killed at random moments, and others take their place.
+A storm: dispatcher processes on one store are killed, stopped and frozen at random moments; others take their place.
 
-    python benchmarks/storm.py --kills 1000 --processes 3 --queues 200
-    python benchmarks/storm.py --kills 1000 --processes 3 --queues 200 --store postgres --server-restarts 30
+    python benchmarks/storm.py --kills 1000
+    python benchmarks/storm.py --kills 1000 --store postgres --server-restarts 30
+    python benchmarks/storm.py --stops 1000
+    python benchmarks/storm.py --freezes 500 --frozen 4 --processes 6 --lease 3
+
+A kill is SIGKILL. A stop is SIGTERM, on which a dispatcher stops as it should, and no duplicate may come of it. A
+freeze is SIGSTOP for longer than locks live, then SIGCONT: what the dispatcher says then of attempts it has lost must
+change nothing. All three may be had in one storm.
 
 An enqueuer keeps storing callbacks; a receiver answers some with errors, some late, some never. A PostgreSQL server is
 the storm's own, syncs to the disk, and is restarted in turns: stopped in order, told to quit at once, killed. In the
 end `callbackq.testing.history` judges from the receiver's log and the final dump alone. Prints one JSON document; exits
-0 only if no promise was broken.
+0 only if no promise was broken, and each callback had no more duplicates than it was in flight at kills and freezes.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import logging
-import multiprocessing
-import os
 import random
 import secrets
-import signal
 import sys
+import tempfile
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from contextlib import closing
+from datetime import datetime, timedelta
 from itertools import cycle
-from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evidence import Evidence, Interruption, judge
+from victims import PROCESSES, REST_SECONDS, RETRIES, Setting, Worker, let_orphans_go_on
+from witness import Witness
 
 import stores
-from callbackq import (
-    CallbackRequest,
-    DataAccessError,
-    Dispatcher,
-    HTTPTransport,
-    RetryPhase,
-    TargetPolicy,
-)
-from callbackq.events import EventKind, ObservedEvent
-from callbackq.testing.history import Arrival, History
+from callbackq import CallbackRequest, DataAccessError
 
 if TYPE_CHECKING:
-    from stores import MakeStore, Store
+    from stores import Store
     from support.postgres import PostgreSQLServer
 
-DEADLINE = timedelta(seconds=1)
-LOCK_TIMEOUT = timedelta(seconds=4)
-CONCURRENCY = 16
-RETRIES = (RetryPhase(retries=1000, delay=timedelta(milliseconds=20)),)
-# Stop storing more while so many wait, so that the storm hits a moderate backlog.
-BACKLOG = 400
 BATCH = 50
+STEP_SECONDS = 0.002
 DRAIN_SECONDS = 120.0
-# A server that is away for a moment is asked again after so long.
-REST_SECONDS = 0.05
-
-
-class Receiver:
-    """Answers from an event loop in a thread of its own; 10 % errors, 4 % slow, 1 % never. Keeps a log."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-        self.arrivals: list[Arrival] = []
-        self.accepted: set[str] = set()
-        self.answers: Counter[str] = Counter()
-        self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="storm-receiver", daemon=True)
-        self.url = ""
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=512))
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-        self._ready.set()
-        self._loop.run_forever()
-
-    def start(self) -> None:
-        self._thread.start()
-        self._ready.wait(10)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-                lines = head.split("\r\n")[1:-2]
-                headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
-                await reader.readexactly(int(headers.get("content-length", "0")))
-                await self._answer(headers, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-    async def _answer(self, headers: dict[str, str], writer: asyncio.StreamWriter) -> None:
-        started = time.monotonic()
-        chance = self._random.random()
-        status = 500 if chance < 0.10 else 200
-        accepted = None
-        if chance > 0.99:
-            self.answers["never"] += 1
-            status = 0
-        elif chance > 0.95:
-            self.answers["slow"] += 1
-            await asyncio.sleep(0.05)
-        else:
-            self.answers[str(status)] += 1
-        if status == 200:
-            accepted = time.monotonic()
-            self.accepted.add(headers["webhook-id"])
-        self.arrivals.append(Arrival.from_headers(headers, started=started, accepted=accepted))
-        if status == 0:
-            # Past the dispatcher's deadline: it hangs up first.
-            await asyncio.sleep(DEADLINE.total_seconds() * 2)
-            raise ConnectionError
-        writer.write(b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % status)
-        await writer.drain()
-
-
-class TellsWhenItWorks:
-    """Says so after the first callback was locked: from then on a kill hits something."""
-
-    def __init__(self, storm: Connection) -> None:
-        self._storm = storm
-        self._told = False
-
-    def observe(self, event: ObservedEvent) -> None:
-        if event.kind is EventKind.LOCKED and not self._told:
-            self._told = True
-            self._storm.send("working")
-
-
-def open_when_possible(make_store: MakeStore) -> Store:
-    while True:
-        store = make_store()
-        try:
-            store.open()
-        except DataAccessError:
-            store.close()
-            time.sleep(REST_SECONDS)
-        else:
-            return store
-
-
-def work(make_store: MakeStore, machine_name: str, storm: Connection) -> None:
-    """Dispatch until told to stop, or until the storm itself is gone (its end of the pipe closes)."""
-    for name in ("callbackq", "psycopg"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    transport = HTTPTransport(target_policy=TargetPolicy(allow=["127.0.0.0/8"]), deadline=DEADLINE)
-    with open_when_possible(make_store) as store:
-        dispatcher = Dispatcher(
-            store,
-            machine_name=machine_name,
-            transport=transport,
-            concurrency=CONCURRENCY,
-            host_concurrency=CONCURRENCY,
-            lock_timeout=LOCK_TIMEOUT,
-            poll_interval=timedelta(milliseconds=50),
-            # Kills, not the callbacks, are what abandons these locks, again and again.
-            max_abandoned=1_000_000,
-            observer=TellsWhenItWorks(storm),
-        )
-        signal.signal(signal.SIGTERM, lambda *_: dispatcher.stop())
-        threading.Thread(target=lambda: (storm.poll(None), dispatcher.stop()), daemon=True).start()
-        dispatcher.run()
-
-
-# Forked from a process that has imported everything and opened nothing: a new dispatcher costs milliseconds.
-_PROCESSES = multiprocessing.get_context("forkserver")
-
-
-class Worker:
-    """A dispatcher process, and our end of a pipe to it."""
-
-    def __init__(self, make_store: MakeStore, machine_name: str) -> None:
-        self.machine_name = machine_name
-        self._pipe, theirs = _PROCESSES.Pipe()
-        self._process = _PROCESSES.Process(target=work, args=(make_store, machine_name, theirs))
-        self._process.start()
-        theirs.close()
-
-    def works(self) -> bool:
-        return self._pipe.poll()
-
-    def end(self, how: signal.Signals) -> None:
-        assert self._process.is_alive(), "a dispatcher has ended by itself"
-        if self._process.pid is not None:
-            os.kill(self._process.pid, how)
-        self._process.join(60)
-        self._process.close()
-        self._pipe.close()
-
-
-@contextmanager
-def workers(make_store: MakeStore, count: int) -> Iterator[list[Worker]]:
-    running = [Worker(make_store, f"m{number}") for number in range(count)]
-    try:
-        yield running
-    finally:
-        for worker in running:
-            worker.end(signal.SIGTERM)
+# How much longer than locks live a dispatcher is frozen.
+OVERSLEPT_SECONDS = (0.2, 1.5)
 
 
 class Enqueuer:
     """Keeps storing callbacks while few wait. Its ids make it harmless to repeat what a broken connection left open."""
 
-    def __init__(self, store: Store, receiver: Receiver, chance: random.Random, queues: int) -> None:
+    def __init__(
+        self, store: Store, evidence: Evidence, witness: Witness, chance: random.Random, options: argparse.Namespace
+    ) -> None:
         self._store = store
-        self._receiver = receiver
+        self._evidence = evidence
+        self._witness = witness
         self._chance = chance
-        self._queues = queues
+        self._options = options
         self._unsure: dict[str, CallbackRequest] = {}
-        self.acknowledged: list[str] = []
+        self.acknowledged = 0
         self.refused = 0
 
     def step(self) -> None:
-        if not self._unsure and len(self.acknowledged) - len(self._receiver.accepted) < BACKLOG:
+        if not self._unsure and self.acknowledged - self._witness.accepted < self._options.backlog:
             self._unsure = {secrets.token_hex(16): self._request() for _ in range(BATCH)}
         if self._unsure:
             try:
                 self._store.store_callback_requests(list(self._unsure.values()), ids=list(self._unsure))
             except DataAccessError:
                 self.refused += 1
-            else:
-                self.acknowledged += self._unsure
-                self._unsure = {}
+                return
+            for id, request in self._unsure.items():
+                self._evidence.acknowledged(id, request.queue_id)
+            self.acknowledged += len(self._unsure)
+            self._unsure = {}
 
     def finish(self) -> None:
         while self._unsure:
@@ -236,8 +87,91 @@ class Enqueuer:
             time.sleep(REST_SECONDS)
 
     def _request(self) -> CallbackRequest:
-        queue = f"q{self._chance.randrange(self._queues)}"
-        return CallbackRequest(url=self._receiver.url, queue_id=queue, retry_phases=RETRIES)
+        is_alone = self._chance.random() < self._options.alone
+        queue = "" if is_alone else f"q{self._chance.randrange(self._options.queues)}"
+        return CallbackRequest(url=self._witness.url, queue_id=queue, retry_phases=RETRIES)
+
+
+class Crew:
+    """The dispatchers of a storm, and what is done to them."""
+
+    def __init__(
+        self, setting: Setting, now: Callable[[], datetime], chance: random.Random, options: argparse.Namespace
+    ) -> None:
+        self._setting = setting
+        self._now = now
+        self._chance = chance
+        self._begun = 0
+        self._running = [self._begin() for _ in range(options.processes)]
+        self._stopping: list[Worker] = []
+        # Those who are frozen go on by themselves: whoever stores may be waiting for one who holds SQLite's write lock.
+        self._frozen: dict[Worker, threading.Timer] = {}
+        self._guard, theirs = PROCESSES.Pipe()
+        PROCESSES.Process(target=let_orphans_go_on, args=(theirs,), daemon=True).start()
+        theirs.close()
+        self._most_frozen = options.frozen
+        self._left = Counter(kill=options.kills, stop=options.stops, freeze=options.freezes)
+        self._total = self._left.total()
+        self.done: Counter[str] = Counter()
+        self.interruptions: defaultdict[str, list[Interruption]] = defaultdict(list)
+
+    def _begin(self) -> Worker:
+        self._begun += 1
+        return Worker(self._setting, f"m{self._begun}", self._now)
+
+    @property
+    def progress(self) -> float:
+        """How much has been done, from 0 to 1."""
+        return self.done.total() / self._total if self._total else 1.0
+
+    @property
+    def is_done(self) -> bool:
+        return not self._left.total() and not self._frozen
+
+    def strike(self) -> bool:
+        """Do something to somebody who is at work; tell whether there was something to do, and somebody."""
+        kinds = [kind for kind in self._left.elements() if kind != "freeze" or len(self._frozen) < self._most_frozen]
+        places = [place for place, worker in enumerate(self._running) if worker.works()]
+        if not kinds or not places:
+            return False
+        kind, place = self._chance.choice(kinds), self._chance.choice(places)
+        worker = self._running[place]
+        if kind == "freeze":
+            frozen_for = self._setting.lease.total_seconds() + self._chance.uniform(*OVERSLEPT_SECONDS)
+            self._frozen[worker] = threading.Timer(frozen_for, self._thaw, [worker])
+            self._guard.send(worker.pid)
+            worker.freeze()
+            self._frozen[worker].start()
+        else:
+            self._running[place] = self._begin()
+            if kind == "kill":
+                self.interruptions[worker.machine_name].append(worker.kill())
+            else:
+                worker.stop()
+                self._stopping.append(worker)
+        self._left[kind] -= 1
+        self.done[kind] += 1
+        return True
+
+    def _thaw(self, worker: Worker) -> None:
+        self.interruptions[worker.machine_name].append(worker.thaw())
+        self._guard.send(worker.pid)
+        del self._frozen[worker]
+
+    def bury(self) -> None:
+        """Forget those who have stopped."""
+        for worker in [worker for worker in self._stopping if worker.has_ended()]:
+            worker.join()
+            self._stopping.remove(worker)
+
+    def close(self) -> None:
+        for timer in list(self._frozen.values()):
+            timer.join()
+        for worker in self._running:
+            worker.stop()
+        for worker in (*self._running, *self._stopping):
+            worker.join()
+        self._guard.close()
 
 
 class Restarts:
@@ -252,7 +186,8 @@ class Restarts:
 
     def step(self, progress: float) -> None:
         """Restart when the storm, which is at *progress* between 0 and 1, has come so far."""
-        if progress * (self._count + 1) >= self.done.total() + 1 and not self._thread.is_alive():
+        is_time = progress * (self._count + 1) >= self.done.total() + 1
+        if is_time and self.done.total() < self._count and not self._thread.is_alive():
             way = next(self._ways)
             self.done[way] += 1
             self._thread = threading.Thread(target=self._restart, args=(way,))
@@ -271,80 +206,24 @@ class Restarts:
             self._thread.join()
 
 
-def storm(options: argparse.Namespace) -> dict[str, object]:
+def rage(store: Store, dispatchers: Crew, enqueuer: Enqueuer, restarts: Restarts, options: argparse.Namespace) -> None:
+    """Let the storm rage until all was done to dispatchers that had to be, and enough callbacks were stored."""
     chance = random.Random(options.seed)
-    receiver = Receiver(options.seed)
-    receiver.start()
-    how = signal.SIGKILL if options.signal == "kill" else signal.SIGTERM
-    ended: list[str] = []
-    began = time.monotonic()
-    with stores.ground(options) as place:
-        make_store = place.maker("storm")
-        restarts = Restarts(place.server, options.server_restarts)
-        with make_store() as store:
-            enqueuer = Enqueuer(store, receiver, chance, options.queues)
-            with workers(make_store, options.processes) as running:
-                next_end = time.monotonic()
-                while len(ended) < options.kills:
-                    enqueuer.step()
-                    restarts.step(len(ended) / options.kills)
-                    if time.monotonic() >= next_end:
-                        working = [place for place, worker in enumerate(running) if worker.works()]
-                        if working:
-                            place = chance.choice(working)
-                            running[place].end(how)
-                            ended.append(running[place].machine_name)
-                            running[place] = Worker(make_store, f"m{options.processes + len(ended)}")
-                            next_end = time.monotonic() + chance.uniform(*options.pause)
-                    time.sleep(0.002)
-                restarts.finish()
-                enqueuer.finish()
-                give_up = time.monotonic() + DRAIN_SECONDS
-                while not is_drained(store) and time.monotonic() < give_up:
-                    time.sleep(REST_SECONDS)
-            seconds = time.monotonic() - began
-            statuses = list(store.list_callbacks())
-    ids = enqueuer.acknowledged
-    killed = set(ended) if options.signal == "kill" else set()
-    in_flight = sum(
-        lock.ended is not None and not lock.completed and lock.machine_name in killed
-        for status in statuses
-        for lock in status.locks
-    )
-    judgement = History(receiver.arrivals, statuses, acknowledged=ids, duplicates_bound=in_flight).judge()
-    return {
-        "store": options.store,
-        "signal": options.signal,
-        "ended": len(ended),
-        "server_restarts": dict(restarts.done),
-        "storing_refused": enqueuer.refused,
-        "callbacks": len(ids),
-        "requests": judgement.arrivals,
-        "answers": dict(receiver.answers),
-        "in_flight_when_killed": in_flight,
-        "abandoned_by_others": sum(
-            lock.ended is not None and not lock.completed and lock.machine_name not in killed
-            for status in statuses
-            for lock in status.locks
-        ),
-        "kills_with_work_in_flight": len(
-            {
-                lock.machine_name
-                for status in statuses
-                for lock in status.locks
-                if lock.ended and not lock.completed and lock.machine_name in killed
-            }
-        ),
-        "duplicates": judgement.duplicates,
-        "bound": judgement.duplicates_bound,
-        "lost": judgement.broken().get("lost", 0) + judgement.broken().get("not drained", 0),
-        "misordered": sum(judgement.broken().get(rule, 0) for rule in ("order", "early start", "stale")),
-        "overlapping_locks": judgement.broken().get("lock overlap", 0),
-        "broken": judgement.broken(),
-        "examples": [str(violation) for violation in judgement.violations[:5]],
-        "seconds": round(seconds, 1),
-        "ok": judgement.ok,
-    }
+    next_strike = time.monotonic()
+    while not dispatchers.is_done or enqueuer.acknowledged < options.callbacks:
+        enqueuer.step()
+        restarts.step(dispatchers.progress)
+        dispatchers.bury()
+        is_time = time.monotonic() >= next_strike
+        # Spread over the callbacks that are to be stored.
+        if is_time and enqueuer.acknowledged >= dispatchers.progress * options.callbacks and dispatchers.strike():
+            next_strike = time.monotonic() + chance.uniform(*options.pause)
+        time.sleep(STEP_SECONDS)
+    restarts.finish()
+    enqueuer.finish()
+    give_up = time.monotonic() + DRAIN_SECONDS
+    while not is_drained(store) and time.monotonic() < give_up:
+        time.sleep(REST_SECONDS)
 
 
 def is_drained(store: Store) -> bool:
@@ -354,18 +233,65 @@ def is_drained(store: Store) -> bool:
         return False
 
 
+def dump(store: Store, folder: Path) -> None:
+    statuses = Evidence(folder, "statuses")
+    for status in store.list_callbacks(page_size=1000):
+        statuses.ended(status)
+    statuses.close()
+
+
+def storm(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    chance = random.Random(options.seed)
+    witness = Witness(folder, options.seed)
+    acknowledged = Evidence(folder, "acknowledged")
+    began = time.monotonic()
+    with stores.ground(options) as place:
+        setting = Setting(place.maker("storm"), timedelta(seconds=options.lease))
+        restarts = Restarts(place.server, options.server_restarts)
+        with setting.make_store() as store:
+            enqueuer = Enqueuer(store, acknowledged, witness, chance, options)
+            with closing(Crew(setting, stores.clock_of(store), chance, options)) as dispatchers:
+                rage(store, dispatchers, enqueuer, restarts, options)
+            seconds = time.monotonic() - began
+            dump(store, folder)
+    acknowledged.close()
+    witness.close()
+    verdict = judge(folder, dispatchers.interruptions)
+    return {
+        "store": options.store,
+        "kills": dispatchers.done["kill"],
+        "stops": dispatchers.done["stop"],
+        "freezes": dispatchers.done["freeze"],
+        "server_restarts": dict(restarts.done),
+        "acknowledged": enqueuer.acknowledged,
+        "storing_refused": enqueuer.refused,
+        "answers": witness.answers,
+        **verdict.figures(),
+        "seconds": round(seconds, 1),
+        "seconds_with_judgement": round(time.monotonic() - began, 1),
+        "ok": verdict.is_ok(),
+    }
+
+
 def main() -> int:
-    _PROCESSES.set_forkserver_preload(["callbackq", "callbackq.testing.history"])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--stops", type=int, default=0)
+    parser.add_argument("--freezes", type=int, default=0)
+    parser.add_argument("--frozen", type=int, default=1, help="how many dispatchers may be frozen at a time")
+    parser.add_argument("--callbacks", type=int, default=0, help="how many are stored at least, spread over the storm")
     parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--queues", type=int, default=200)
+    parser.add_argument("--alone", type=float, default=0.1, help="share of callbacks without a queue")
+    parser.add_argument("--backlog", type=int, default=400, help="stop storing more while so many wait")
+    parser.add_argument("--lease", type=float, default=4.0, help="seconds that a lock lives; 3 at least")
     parser.add_argument("--pause", type=float, nargs=2, default=(0.05, 0.5), metavar=("LEAST", "MOST"))
-    parser.add_argument("--signal", choices=["kill", "term"], default="kill")
-    stores.add_options(parser)
     parser.add_argument("--server-restarts", type=int, default=0, metavar="COUNT")
     parser.add_argument("--seed", type=int, default=1)
-    outcome = storm(parser.parse_args())
+    stores.add_options(parser)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="callbackq-storm-", dir=options.directory) as folder:
+        outcome = storm(options, Path(folder))
     print(json.dumps(outcome, indent=1))
     return 0 if outcome["ok"] else 1
 

@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import select
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from callbackq.targets import TargetPolicy
 from callbackq.testing import FakeClock
 from callbackq.transport import HTTPTransport
 from support.deliveries import Outcomes, make_delivery
+from support.processes import LIMIT, Process, running
 from support.receivers import OK, Conversation, Receiver
 
 Receive = Callable[..., Receiver]
@@ -340,6 +342,44 @@ def test_close_calls_back_for_everything_under_way_before_it_returns(
 
     assert {answer.failure for answer in outcomes.answers(10)} == {AttemptFailure.INTERRUPTED}
     assert len(outcomes.wait_for(10, seconds=0)) == 10
+
+
+# A process that stands still.
+
+SEND = """
+import sys
+from datetime import timedelta
+from callbackq import CallbackRequest, HTTPTransport, TargetPolicy
+from support.deliveries import make_delivery
+
+policy = TargetPolicy(allow=["127.0.0.1"])
+outcome = HTTPTransport(target_policy=policy, deadline=timedelta(seconds=0.5)).send(make_delivery(sys.argv[1]))
+print(outcome.status_code, outcome.failure)
+"""
+
+
+def test_answer_that_came_while_the_process_stood_still_counts_though_the_deadline_has_passed(
+    receive: Receive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = threading.Event()
+    sender: list[Process] = []
+
+    def answer_while_it_stands_still(conversation: Conversation) -> None:
+        conversation.read_request()
+        assert started.wait(LIMIT)
+        sender[0].send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, sender[0].pid, os.WSTOPPED)
+        conversation.send(OK)
+        conversation.wait(0.6)
+        sender[0].send_signal(signal.SIGCONT)
+        conversation.hang()
+
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    with running(SEND, receive(answer_while_it_stands_still).url()) as process:
+        sender.append(process)
+        started.set()
+
+        assert process.read_line() == "200 None"
 
 
 # Forks.

@@ -156,18 +156,26 @@ class NetworkLoop:
             self._end()
 
     def _round(self) -> None:
-        for key, _ in self._selector.select(self._seconds_to_rest()):
-            if isinstance(key.data, Connection):
-                self._serve(key.data)
-            else:
-                self._wake_receiver.recv(64)
+        self._serve_who_is_ready(self._seconds_to_rest())
         for task in self._take_posted():
             task()
         now = self._clock.monotonic()
+        earliest = self._network.deadlines.next()
+        if earliest is not None and earliest <= now:
+            # After this process stood still, the wait above ends without a look: its time is up. An answer that came
+            # meanwhile is worth more than the deadline, for without it an accepted request would be sent again.
+            self._serve_who_is_ready(0.0)
         for attempt in self._network.deadlines.pop_passed(now):
             self._resume(attempt, DeadlinePassed())
         self._network.kept.drop_expired(now)
         self._call_back()
+
+    def _serve_who_is_ready(self, seconds: float) -> None:
+        for key, _ in self._selector.select(seconds):
+            if isinstance(key.data, Connection):
+                self._serve(key.data)
+            else:
+                self._wake_receiver.recv(64)
 
     def _is_forgotten(self) -> bool:
         if self._under_way or self._clock.monotonic() < self._used_at + _REST_SECONDS:

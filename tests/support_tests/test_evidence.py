@@ -1,0 +1,187 @@
+"""What storms are judged by: which duplicates a kill or a freeze explains, and which nothing does."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from callbackq import CallbackLock, CallbackRequest, CallbackState, CallbackStatus, RetryPhase
+from callbackq.testing.history import Arrival
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+PROGRAM = Path(__file__).parents[2] / "benchmarks" / "evidence.py"
+
+
+@pytest.fixture(scope="module")
+def evidence() -> Iterator[ModuleType]:
+    spec = importlib.util.spec_from_file_location("evidence", PROGRAM)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["evidence"] = module  # where attrs looks for the types of its fields
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["evidence"]
+
+
+def at(seconds: float) -> datetime:
+    return START + timedelta(seconds=seconds)
+
+
+def lock(token: int, began: float, ended: float, machine: str, *, completed: bool = True) -> CallbackLock:
+    return CallbackLock(
+        acquired=at(began),
+        timeout=at(began + 3),
+        ended=at(ended),
+        completed=completed,
+        machine_name=machine,
+        token=token,
+    )
+
+
+def status(id: str, *locks: CallbackLock, queue: str = "q", sequence: int = 1) -> CallbackStatus:
+    phases = [RetryPhase(retries=9, delay=timedelta(0))]
+    return CallbackStatus(
+        id=id,
+        request=CallbackRequest(url="http://receiver.test/", queue_id=queue, retry_phases=phases),
+        queue_id=queue,
+        sequence=sequence,
+        state=CallbackState.SUCCEEDED,
+        locks=locks,
+    )
+
+
+def arrival(id: str, token: int, started: float, *, queue: str = "q", sequence: int = 1) -> Arrival:
+    accepted = started + 0.1
+    return Arrival(
+        callback_id=id, queue_id=queue, sequence=sequence, token=token, started=started, accepted=accepted
+    )  # fmt: skip
+
+
+def judge(
+    evidence: ModuleType,
+    folder: Path,
+    arrivals: list[Arrival],
+    statuses: list[CallbackStatus],
+    interruptions: dict[str, list[Any]],
+    *,
+    acknowledged: tuple[tuple[str, str], ...] = (),
+) -> Any:
+    seen, stored, ended = (evidence.Evidence(folder, kind) for kind in ("arrivals", "acknowledged", "statuses"))
+    for one in arrivals:
+        seen.arrived(one)
+    for id, queue_id in acknowledged:
+        stored.acknowledged(id, queue_id)
+    for status in statuses:
+        ended.ended(status)
+    for kind in (seen, stored, ended):
+        kind.close()
+    return evidence.judge(folder, interruptions)
+
+
+TAKEN_OVER = status("a", lock(1, 0, 3.5, "m1", completed=False), lock(2, 3.5, 4, "m2"))
+TWICE = [arrival("a", 1, 0.5), arrival("a", 2, 3.6)]
+
+
+def test_a_kill_explains_one_duplicate_of_what_was_in_flight(evidence: ModuleType, tmp_path: Path) -> None:
+    killed = {"m1": [evidence.Interruption(began=at(1))]}
+
+    verdict = judge(evidence, tmp_path, TWICE, [TAKEN_OVER], killed)
+
+    assert verdict.is_ok()
+    assert (verdict.duplicates, verdict.in_flight, verdict.unexplained) == (1, 1, 0)
+    assert verdict.hit == {("m1", 0)}
+
+
+@pytest.mark.parametrize("machine", ["m2", "m3"])
+def test_a_kill_of_another_explains_nothing(evidence: ModuleType, tmp_path: Path, machine: str) -> None:
+    killed = {machine: [evidence.Interruption(began=at(1))]}
+
+    verdict = judge(evidence, tmp_path, TWICE, [TAKEN_OVER], killed)
+
+    assert not verdict.is_ok()
+    assert (verdict.unexplained, verdict.abandoned_by_others) == (1, 1)
+
+
+def test_a_duplicate_is_not_explained_by_what_was_in_flight_of_another_callback(
+    evidence: ModuleType, tmp_path: Path
+) -> None:
+    other = status("b", lock(5, 5, 6, "m2"), lock(6, 7, 8, "m2"), sequence=2)
+    arrivals = [TWICE[1], arrival("b", 5, 5.1, sequence=2), arrival("b", 6, 7.1, sequence=2)]
+    killed = {"m1": [evidence.Interruption(began=at(1))]}
+
+    verdict = judge(evidence, tmp_path, arrivals, [TAKEN_OVER, other], killed)
+
+    assert verdict.broken == {}, "the sum of duplicates is within the sum of what was in flight"
+    assert (verdict.duplicates, verdict.in_flight, verdict.unexplained) == (1, 1, 1)
+    assert not verdict.is_ok()
+
+
+def test_a_freeze_explains_what_other_dispatchers_could_not_record(evidence: ModuleType, tmp_path: Path) -> None:
+    frozen = {"m3": [evidence.Interruption(began=at(1), ended=at(5), resumed=5.0)]}
+
+    verdict = judge(evidence, tmp_path, TWICE, [TAKEN_OVER], frozen)
+
+    assert verdict.is_ok()
+    assert (verdict.in_flight, verdict.held_up) == (0, 1)
+
+
+@pytest.mark.parametrize(("ended", "unexplained"), [(4.0, 0), (1.5, 1)])
+def test_a_freeze_explains_an_answer_that_was_missed_only_of_a_lock_that_outlasted_it(
+    evidence: ModuleType, tmp_path: Path, ended: float, unexplained: int
+) -> None:
+    missed = status("a", lock(1, 0, ended, "m1"), lock(2, 4.5, 5, "m1"))
+    frozen = {"m1": [evidence.Interruption(began=at(1), ended=at(3.5), resumed=3.5)]}
+
+    verdict = judge(evidence, tmp_path, [arrival("a", 1, 0.5), arrival("a", 2, 4.6)], [missed], frozen)
+
+    assert verdict.unexplained == unexplained
+    assert verdict.is_ok() is not bool(unexplained)
+
+
+@pytest.mark.parametrize("late", [1, 2])
+def test_one_request_may_leave_late_after_a_freeze_and_no_more(evidence: ModuleType, tmp_path: Path, late: int) -> None:
+    queues = [f"q{number}" for number in range(late)]
+    statuses = [
+        status(queue, lock(2 * nth + 1, 0, 3.5, "m1", completed=False), lock(2 * nth + 2, 3.5, 4, "m2"), queue=queue)
+        for nth, queue in enumerate(queues)
+    ]
+    arrivals = [
+        arrival(queue, 2 * nth + 2 - past, 4.5 if past else 3.6, queue=queue)
+        for nth, queue in enumerate(queues)
+        for past in (True, False)
+    ]
+    frozen = {"m1": [evidence.Interruption(began=at(1), ended=at(4.2), resumed=4.2)]}
+
+    verdict = judge(evidence, tmp_path, arrivals, statuses, frozen)
+
+    assert verdict.broken == {}
+    assert verdict.sent_late == {("m1", 0): late}
+    assert verdict.is_ok() is (late == 1)
+
+
+def test_what_is_missing_is_found_in_any_portion(evidence: ModuleType, tmp_path: Path) -> None:
+    acknowledged = tuple((f"callback-{number}", f"q{number % 7}" if number % 2 else "") for number in range(500))
+
+    verdict = judge(evidence, tmp_path, [], [], {}, acknowledged=acknowledged)
+
+    assert verdict.broken == {"lost": 500}
+    assert verdict.figures()["lost"] == 500
+
+
+def test_a_queue_lies_whole_in_one_portion(evidence: ModuleType, tmp_path: Path) -> None:
+    statuses = [
+        status(f"c{number}", lock(number, number, number + 0.5, "m1"), sequence=number) for number in range(1, 40)
+    ]
+    backwards = [arrival(f"c{number}", number, 50.0 - number, sequence=number) for number in range(1, 40)]
+
+    verdict = judge(evidence, tmp_path, backwards, statuses, {})
+
+    assert verdict.broken["order"] == 38
