@@ -117,6 +117,7 @@ OURS = {
 """Our own words, those of the operator, and hosts."""
 
 MODELS = {
+    "core.fairness._Places": ["under_way"],
     "stores.memory._Callback": ["entry"],
     "stores.memory._Mailing": ["entry"],
     "stores.sqlite.groupcommit.Ticket": ["result"],

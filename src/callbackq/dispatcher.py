@@ -357,8 +357,9 @@ class Dispatcher:
             sender: SupportsSubmit = self._transport
         else:
             threads = min(_BLOCKING_THREADS, settings.concurrency)
-            # One slow host must not take all threads, whatever the number of slots.
-            settings = evolve(settings, host_concurrency=min(settings.host_concurrency, _quarter(threads)))
+            # Slow hosts must not take all threads, whatever the number of slots.
+            host_concurrency = min(settings.host_concurrency, _quarter(threads))
+            settings = evolve(settings, host_concurrency=host_concurrency, under_way=threads)
             sender = ThreadedSender(self._transport, threads=threads, clock=self._clock)
         engine = Engine(
             self._data_access,

@@ -112,7 +112,7 @@ class Engine:
         self._slots: dict[str, Slot] = {}
         # Messages for which there was no memory. An outcome that is lost would hold its slot, and its queue, for ever.
         self._untaken: list[tuple[Slot, Delivery, object]] = []
-        self._hosts: HostLimits[Slot] = HostLimits(settings.host_concurrency, slots=settings.concurrency)
+        self._hosts: HostLimits[Slot] = HostLimits(settings.host_concurrency, slots=settings.under_way)
         # Clock reading from which on the store may have something due.
         self._look_at = self.polled_at
         # Clock reading up to which callbacks that were due may have been put off.

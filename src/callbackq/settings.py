@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Final
 
-from attrs import asdict, frozen
+from attrs import Factory, asdict, field, frozen
 
 from callbackq.core.planning import margin_of
 from callbackq.core.validation import Fault, check_text, refuse
@@ -26,6 +26,7 @@ class Settings:
 
     Attributes:
         deadline: the transport's.
+        under_way: how many requests can be at a time: as many as there are slots, or fewer where each takes a thread.
 
     Raises:
         InvalidRequestError: with every setting that is of another type or impossible.
@@ -40,6 +41,7 @@ class Settings:
     retry_jitter: float
     response_policy: ResponsePolicy
     deadline: timedelta
+    under_way: int = field(default=Factory(lambda self: self.concurrency, takes_self=True))
 
     def __attrs_post_init__(self) -> None:
         refuse(self._faults())

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from datetime import timedelta
+
 import pytest
 
+from callbackq import Dispatcher
+from callbackq.core.delivery import Answer, Delivery, Outcome
 from callbackq.core.fairness import Admission, HostLimits
 from callbackq.core.models import AttemptFailure, CallbackRequest
+from callbackq.events import EventKind
 from callbackq.stores.memory import InMemoryDataAccess
 from callbackq.testing import FakeClock
-from support.dispatching import HeldTransport, Witness, an_engine, drive
+from support.dispatching import LIMIT, HeldTransport, Witness, an_engine, drive
 
 
 def to(host: str) -> CallbackRequest:
@@ -320,3 +326,34 @@ def test_a_busy_host_of_ordinary_speed_does_not_keep_a_healthy_one_waiting(
 
     assert len(waits) >= 10
     assert sorted(waits)[5] < 1, waits
+
+
+class DeadAndHealthy:
+    """A blocking transport to hosts of which only one answers."""
+
+    deadline = timedelta(seconds=15)
+
+    def __init__(self) -> None:
+        self.is_over = threading.Event()
+
+    def send(self, delivery: Delivery) -> Outcome:
+        if delivery.request.target.host != "healthy.test":
+            assert self.is_over.wait(LIMIT)
+        return Answer(status_code=200, time=FakeClock().now(), duration=timedelta(0))
+
+    def close(self) -> None:
+        pass
+
+
+def test_hanging_hosts_do_not_take_all_threads_of_a_transport_that_blocks(witness: Witness) -> None:
+    store, transport = InMemoryDataAccess(), DeadAndHealthy()
+    with Dispatcher(store, transport=transport, observer=witness) as dispatcher:
+        store.store_callback_request(to("healthy.test"))
+        witness.wait_for(EventKind.SUCCEEDED)
+        store.store_callback_requests([to(f"dead-{number}.test") for number in range(100)])
+
+        store.store_callback_request(to("healthy.test"))
+        witness.wait_for(EventKind.SUCCEEDED, 2)
+
+        transport.is_over.set()
+        dispatcher.stop()

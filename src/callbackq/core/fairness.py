@@ -108,7 +108,7 @@ class HostLimits(Generic[T]):
 
     Args:
         limit: how many may be under way to one host.
-        slots: how many the dispatcher has for all of them. Hosts of which nothing is known share half of these, or
+        slots: how many may be under way to all of them. Hosts of which nothing is known share half of these, or
             *limit* if that is more; those whose last request hung, a quarter.
     """
 
