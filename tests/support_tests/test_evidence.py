@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,19 +15,14 @@ from callbackq import CallbackLock, CallbackRequest, CallbackState, CallbackStat
 from callbackq.testing.history import Arrival
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-PROGRAM = Path(__file__).parents[2] / "benchmarks" / "evidence.py"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def evidence() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("evidence", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["evidence"] = module  # where attrs looks for the types of its fields
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["evidence"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        yield importlib.import_module("evidence")
 
 
 def at(seconds: float) -> datetime:
