@@ -11,9 +11,10 @@ from figures import Figure, number
 from runs import Results, Run
 
 WIDTH = 860
-LABELS_END, BARS_END = 330, 790
+LABELS_END, BARS_END = 345, 790
 TOP, ROW, BAR = 64, 28, 16
 HEADING = 34
+MOST_TICKS = 8
 
 # A card of its own, so that it can be read on dark pages, too.
 _STYLE = """
@@ -21,6 +22,7 @@ _STYLE = """
     .title { font-weight: 600; }
     .small { font-size: 11.5px; fill: #52606d; }
     .end { text-anchor: end; }
+    .over { paint-order: stroke; stroke: #ffffff; stroke-width: 5px; }
     .middle { text-anchor: middle; }
     .raw { fill: #9aa5b1; }
     .callbackq { fill: #2f9e5b; }
@@ -108,7 +110,8 @@ def _head(height: int, bars: Iterable[Bar]) -> list[str]:
 
 
 def _axis(most: float, scale: float, height: int) -> list[str]:
-    ticks = [half / 2 for half in range(int(most * 2) + 1)]
+    step = ceil(most / MOST_TICKS * 2) / 2
+    ticks = [step * place for place in range(int(most / step) + 1)]
     x = LABELS_END + scale
     return [
         *(
@@ -126,7 +129,7 @@ def _draw(bar: Bar, top: int, scale: float) -> list[str]:
     drawn = [
         f'  <text class="end" x="{LABELS_END - 10}" y="{middle + 4.5:g}">{escape(bar.label)}</text>',
         f'  <rect class="{bar.kind}" x="{LABELS_END}" y="{top}" {size} rx="2"/>',
-        f'  <text x="{right + 8:.1f}" y="{middle + 4.5:g}">{bar.ratio:.2f}</text>',
+        f'  <text class="over" x="{right + 8:.1f}" y="{middle + 4.5:g}">{bar.ratio:.2f}</text>',
     ]
     if left < right:
         drawn.append(f'  <path class="spread" d="M{left:.1f},{middle - 3:g} v6 m0,-3 H{right:.1f} m0,-3 v6"/>')

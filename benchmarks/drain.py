@@ -5,8 +5,8 @@ How fast a backlog is drained, as a ratio to a bare urllib3 loop against the sam
 
 Each round sends 1 KiB POSTs through one dispatcher, then through two in processes of their own, on a SQLite file
 (synchronous=FULL) or a PostgreSQL server, every outcome recorded: callbacks without a queue, then over 100 queues.
-Right before each, the same requests go out by ``PoolManager.request`` in one thread (= 1.00). The CPU is that of the
-processes that send; a server's own is not in it.
+Before and after each, the same requests go out by ``PoolManager.request`` in one thread: their mean is 1.00. The CPU is
+that of the processes that send; a server's own is not in it.
 """
 
 from __future__ import annotations
@@ -53,6 +53,13 @@ def send_all(url: str, number: int) -> None:
     with urllib3.PoolManager() as pool:
         for _ in range(number):
             pool.request("POST", url, body=BODY, headers=HEADERS, retries=False)
+
+
+def raw(url: str, number: int) -> tuple[float, float]:
+    """Send so many by the bare loop, and say how long that took, and how much CPU."""
+    began, cpu = time.perf_counter(), time.process_time()
+    send_all(url, number)
+    return time.perf_counter() - began, time.process_time() - cpu
 
 
 def fill(make_store: MakeStore, url: str, number: int, queues: int) -> None:
@@ -129,14 +136,15 @@ def measure(ground: Ground, url: str, number: int, rounds: int) -> dict[tuple[in
     ways = {(0, 0): Way(number)} | {(processes, queues): Way(number) for processes in (1, 2) for queues in (0, QUEUES)}
     names = (f"store {nth}" for nth in count())
     for _ in range(rounds):
+        before = raw(url, number)
         for processes, queues in list(ways)[1:]:
             make_store = ground.maker(next(names))
             fill(make_store, url, number, queues)
-            began, cpu = time.perf_counter(), time.process_time()
-            send_all(url, number)
-            raw_seconds = time.perf_counter() - began
-            ways[0, 0].add(raw_seconds, time.process_time() - cpu, raw_seconds)
-            ways[processes, queues].add(*drained(make_store, processes), raw_seconds)
+            seconds, cpu = drained(make_store, processes)
+            after = raw(url, number)
+            ways[processes, queues].add(seconds, cpu, (before[0] + after[0]) / 2)
+            ways[0, 0].add(*after, after[0])
+            before = after
     return ways
 
 

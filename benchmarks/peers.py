@@ -6,7 +6,7 @@ Other libraries at the same work, side by side with callbackq and with a bare ur
 huey with several processes on SQLite, pgqueuer and procrastinate with two on PostgreSQL, callbackq with two on both:
 the same POSTs of 1 KiB to the same receiver, every outcome recorded, as durable. How each is configured stands in its
 script, `peer_huey.py` and so on; of a few settings each is given the one that is quickest here. Then come rounds, each
-beside the loop. pip installs them into an environment that is removed afterwards.
+between two of the loop. pip installs them into an environment that is removed afterwards.
 
 Writes its figures into the pages, but not with --quick, which only shows that all works.
 """
@@ -32,7 +32,7 @@ import psycopg
 import publish
 import runs
 from attrs import evolve, field, frozen
-from drain import LONGEST_SECONDS, POLL_SECONDS, RAW, drained, fill, send_all
+from drain import LONGEST_SECONDS, POLL_SECONDS, RAW, drained, fill, raw
 from figures import Figure, figure_of, show
 from receiver import receiver
 
@@ -203,11 +203,12 @@ def measure(place: Place, number: int, rounds: int) -> list[Figure]:
         contenders[name] = partial(run_peer, place, peer, setting, number)
     ratios: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
+        before, _ = raw(place.url, number)
         for name, run in contenders.items():
-            began = time.perf_counter()
-            send_all(place.url, number)
-            raw_seconds = time.perf_counter() - began
-            ratios[name].append(raw_seconds / run())
+            seconds = run()
+            after, _ = raw(place.url, number)
+            ratios[name].append((before + after) / 2 / seconds)
+            before = after
             print(f"{name}: {ratios[name][-1]:.2f} x raw", flush=True)
     found = [figure_of(rounds_of, name, "x raw", baseline=RAW) for name, rounds_of in ratios.items()]
     on_sqlite, on_postgres, *theirs = ratios.values()
