@@ -12,6 +12,7 @@ phases that are the same for all. Linux only.
 from __future__ import annotations
 
 import argparse
+import logging
 import secrets
 import tempfile
 import time
@@ -119,4 +120,5 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    logging.disable()
     show(figures(parser().parse_args()))

@@ -12,6 +12,7 @@ are on this machine.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from functools import cache, partial
@@ -90,4 +91,5 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    logging.disable()
     show(figures(parser().parse_args()))

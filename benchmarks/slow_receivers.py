@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import socket
 import subprocess
 import sys
@@ -167,6 +168,7 @@ def main() -> None:
         delay, first, number = sys.argv[2:]
         asyncio.run(serve(None if delay == "None" else float(delay), addresses(first, int(number))))
     else:
+        logging.disable()
         show(figures(parser().parse_args()))
 
 

@@ -12,6 +12,7 @@ queue on an SQLite file beside. All send the same 1 KiB POSTs. Prints medians.
 from __future__ import annotations
 
 import argparse
+import logging
 import sqlite3
 import time
 from contextlib import closing
@@ -75,4 +76,5 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    logging.disable()
     show(figures(parser().parse_args()))
