@@ -211,12 +211,14 @@ class Actor:
                 self.die(fault.seconds)
                 raise Killed
             case FaultKind.PAUSE:
-                since = self._pausing_since_us = world.now_us
+                since, outer_us = world.now_us, self._pausing_since_us
+                self._pausing_since_us = since if outer_us is None else outer_us
                 until = since + microseconds(fault.seconds)
                 world.stand_still(lambda: max(until, self.frozen_until_us))
                 # Longer than planned, if something else stood still within it that ended later.
-                self._pausing_since_us = None
-                self.hinder(world.now_us - since)
+                self._pausing_since_us = outer_us
+                if outer_us is None:
+                    self.hinder(world.now_us - since)
                 world.tell(self.name, "goes on", about, call)
             case FaultKind.REFUSED:
                 raise TransientDataAccessError("simulated: nothing was written")
