@@ -17,7 +17,7 @@ import multiprocessing
 import time
 from contextlib import closing
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import urllib3
 from figures import Figure, figure_of, show
@@ -55,11 +55,22 @@ def send_all(url: str, number: int) -> None:
             pool.request("POST", url, body=BODY, headers=HEADERS, retries=False)
 
 
-def raw(url: str, number: int) -> tuple[float, float]:
-    """Send so many by the bare loop, and say how long that took, and how much CPU."""
+class Took(NamedTuple):
+    """What some work took: time, and CPU of the processes that send, both in seconds."""
+
+    seconds: float
+    cpu: float
+
+
+def raw(url: str, number: int) -> Took:
+    """Send so many by the bare loop."""
     began, cpu = time.perf_counter(), time.process_time()
     send_all(url, number)
-    return time.perf_counter() - began, time.process_time() - cpu
+    return Took(time.perf_counter() - began, time.process_time() - cpu)
+
+
+def mean(one: Took, other: Took) -> Took:
+    return Took((one.seconds + other.seconds) / 2, (one.cpu + other.cpu) / 2)
 
 
 def fill(make_store: MakeStore, url: str, number: int, queues: int) -> None:
@@ -87,8 +98,8 @@ def drain(make_store: MakeStore, line: Connection) -> None:
         line.send(time.process_time() - cpu)
 
 
-def drained(make_store: MakeStore, processes: int) -> tuple[float, float]:
-    """Drain a store with so many processes, and say how long that took, and how much CPU."""
+def drained(make_store: MakeStore, processes: int) -> Took:
+    """Drain a store with so many processes."""
     spawn = multiprocessing.get_context("spawn")
     lines, workers = [], []
     for _ in range(processes):
@@ -113,7 +124,7 @@ def drained(make_store: MakeStore, processes: int) -> tuple[float, float]:
     cpu = sum(line.recv() for line in lines)
     for worker in workers:
         worker.join()
-    return seconds, cpu
+    return Took(seconds, cpu)
 
 
 class Way:
@@ -124,11 +135,13 @@ class Way:
         self.rates: list[float] = []
         self.ratios: list[float] = []
         self.cpu: list[float] = []
+        self.cpu_ratios: list[float] = []
 
-    def add(self, seconds: float, cpu: float, raw_seconds: float) -> None:
-        self.rates.append(self._number / seconds)
-        self.ratios.append(raw_seconds / seconds)
-        self.cpu.append(cpu / self._number * 1000)
+    def add(self, took: Took, raw_took: Took) -> None:
+        self.rates.append(self._number / took.seconds)
+        self.ratios.append(raw_took.seconds / took.seconds)
+        self.cpu.append(took.cpu / self._number * 1000)
+        self.cpu_ratios.append(took.cpu / raw_took.cpu)
 
 
 def measure(ground: Ground, url: str, number: int, rounds: int) -> dict[tuple[int, int], Way]:
@@ -140,10 +153,10 @@ def measure(ground: Ground, url: str, number: int, rounds: int) -> dict[tuple[in
         for processes, queues in list(ways)[1:]:
             make_store = ground.maker(next(names))
             fill(make_store, url, number, queues)
-            seconds, cpu = drained(make_store, processes)
+            took = drained(make_store, processes)
             after = raw(url, number)
-            ways[processes, queues].add(seconds, cpu, (before[0] + after[0]) / 2)
-            ways[0, 0].add(*after, after[0])
+            ways[processes, queues].add(took, mean(before, after))
+            ways[0, 0].add(after, after)
             before = after
     return ways
 
@@ -172,6 +185,7 @@ def figures(options: argparse.Namespace) -> list[Figure]:
                 figure_of(way.ratios, f"drain, {name}", "x raw", target=target, baseline=RAW),
                 figure_of(way.rates, f"drain, {name}: rate", "callbacks/s"),
                 figure_of(way.cpu, f"drain, {name}: CPU", CPU, target=most, better="less"),
+                figure_of(way.cpu_ratios, f"drain, {name}: CPU to raw", "x raw CPU", better="less", baseline=RAW),
             ]
     return found
 
