@@ -111,6 +111,10 @@ class Silence:
         pass
 
 
+# Made once, so that the measuring makes no paths: their parts are interned.
+STATM = Path("/proc/self/statm")
+
+
 def take_sample(store: MeasuredStore, wal: Path) -> Sample:
     # The samples lie elsewhere: what is measured must not grow by them.
     claims, store.claims = store.claims, array("d")
@@ -121,7 +125,7 @@ def take_sample(store: MeasuredStore, wal: Path) -> Sample:
             kinds.append(os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:"))  # noqa: PTH115
     return Sample(
         at=time.monotonic(),
-        rss_bytes=int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
+        rss_bytes=int(STATM.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
         files=kinds.count(False),
         sockets=kinds.count(True),
         threads=threading.active_count(),
@@ -134,11 +138,12 @@ def take_sample(store: MeasuredStore, wal: Path) -> Sample:
 def live_on(path: Path, line: Connection) -> None:
     """Be the dispatcher that lives on, and tell every few seconds how it is."""
     store = MeasuredStore(path)
+    wal = Path(f"{path}-wal")
     over = threading.Event()
 
     def tell() -> None:
         while not over.wait(SAMPLE_SECONDS):
-            line.send(take_sample(store, Path(f"{path}-wal")))
+            line.send(take_sample(store, wal))
 
     threading.Thread(target=tell, name="soak-samples", daemon=True).start()
     with store:

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 
@@ -42,6 +42,36 @@ def store(path: Path, clock: FakeClock) -> Iterator[SQLiteDataAccess]:
 
 def wal_of(path: Path) -> Path:
     return path.with_name(f"{path.name}-wal")
+
+
+# What lives for long.
+
+
+def test_everyday_steps_make_no_paths(
+    store: SQLiteDataAccess, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    with_name = PurePath.with_name
+
+    def noting(path: PurePath, name: str) -> PurePath:
+        made.append(name)
+        return with_name(path, name)
+
+    def deliver_one() -> None:
+        store.store_callback_request(a_request())
+        (acquired,) = store.acquire_locks("m", lock_timeout=LOCK_TIMEOUT, limit=1)
+        store.record_attempt(acquired, an_attempt(), DELIVERED)
+        clock.advance(1)  # so that the next step looks for holders that died
+
+    for _ in range(2):
+        deliver_one()
+
+    # Their parts are interned: the interpreter's table would fill with them, and be rebuilt, for ever.
+    monkeypatch.setattr(PurePath, "with_name", noting)
+    for _ in range(3):
+        deliver_one()
+
+    assert made == []
 
 
 # Checkpoints.

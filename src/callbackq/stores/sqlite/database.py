@@ -65,6 +65,8 @@ class Database:
         busy_timeout: timedelta,
     ) -> None:
         self.path = path
+        # Made once: it is asked for with each write, and the parts of a path are interned.
+        self._wal = path.with_name(f"{path.name}-wal")
         self._locate = locate
         self._prepare = prepare
         self._forget = forget
@@ -374,6 +376,6 @@ class Database:
 
     def _wal_bytes(self) -> int:
         try:
-            return self.path.with_name(f"{self.path.name}-wal").stat().st_size
+            return self._wal.stat().st_size
         except OSError:
             return 0

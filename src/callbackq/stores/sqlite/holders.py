@@ -60,6 +60,8 @@ class Holders:
     def __init__(self, database: Path) -> None:
         self._database = database
         self._own: _SignOfLife | None = None
+        # Of those looked at the last time: the same, as a rule, a few times a second for as long as we live.
+        self._files: dict[int, Path] = {}
 
     def own(self) -> int | None:
         """Begin the sign of life, unless there is one, and give its number; ``None`` where that can't be had."""
@@ -93,7 +95,9 @@ class Holders:
         if not _HAS_RECORD_LOCKS:  # pragma: no cover - not POSIX
             return []
         with _OWN_MUTEX:
-            return [dead for holder in holders if (dead := _try_lock(_file_of(self._database, holder), holder))]
+            known = self._files
+            self._files = {holder: known.get(holder) or _file_of(self._database, holder) for holder in holders}
+            return [dead for holder, path in self._files.items() if (dead := _try_lock(path, holder))]
 
 
 @frozen(eq=False)
