@@ -280,8 +280,7 @@ class Dispatcher:
         try:
             self._reporter.dispatcher(EventKind.STARTED)
             while not idle and not life.is_stopping and self._clock.monotonic() < until:
-                self._turn(life, life.engine.step, longest=until - self._clock.monotonic())
-                idle = life.engine.is_idle()
+                idle = not self._turn(life, life.engine.step_until_idle, longest=until - self._clock.monotonic())
             while idle and self._outbox is not None and not life.is_stopping and self._clock.monotonic() < until:
                 if self._outbox.step() > 0:
                     break

@@ -166,6 +166,11 @@ class Engine:
         wait = min(wait, self.recorder.seconds_to_write(self._clock.monotonic()))
         return min(wait, _NO_MEMORY_REST_SECONDS) if self._untaken else wait
 
+    def step_until_idle(self) -> float | None:
+        """Do what can be done now, and say as `step` does for how long to rest: ``None`` when all is done."""
+        wait = self.step()
+        return None if self.is_idle() else wait
+
     def rest(self, seconds: float) -> None:
         """Wait until something arrives, for *seconds* at most."""
         if seconds > 0:
