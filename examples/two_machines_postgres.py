@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -36,6 +37,13 @@ def dispatch(machine_name: str) -> None:
     Dispatcher(store, machine_name=machine_name, transport=transport, lock_timeout=timedelta(seconds=3)).run()
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < give_up, "it takes too long"
+        time.sleep(0.01)
+
+
 def main() -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -45,11 +53,9 @@ def main() -> None:
         alpha, beta = (multiprocessing.Process(target=dispatch, args=(name,)) for name in ("alpha", "beta"))
         alpha.start()
         beta.start()
-        while sum(map(len, accepted.values())) < 30:
-            time.sleep(0.01)
+        wait_until(lambda: sum(map(len, accepted.values())) >= 30)
         alpha.kill()  # its locks time out after three seconds; then beta takes over
-        while store.next_due() is not None:
-            time.sleep(0.05)
+        wait_until(lambda: store.next_due() is None)
         beta.kill()
     complete = all(set(accepted[one]) == set(range(1, LENGTH + 1)) for one in QUEUES)
     print(f"all {len(QUEUES)} queues complete: {complete}, in order: {all(sorted(n) == n for n in accepted.values())}")
