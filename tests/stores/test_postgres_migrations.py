@@ -19,6 +19,7 @@ from callbackq.stores.postgres.transaction import Profile
 from callbackq.testing.conformance.base import DELIVERED, LOCK_TIMEOUT, a_request, an_attempt
 from callbackq.testing.conformance.concurrency import Child
 from support.postgres import PostgreSQL
+from support.postgres_faults import CuttingProxy
 from support.processes import LIMIT
 
 ODD_NAMES = [
@@ -90,6 +91,18 @@ def test_processes_that_migrate_at_the_same_time_all_succeed(conninfo: str, prof
         child.finish()
 
     with PostgreSQLDataAccess(conninfo, profile=profile, may_migrate=False) as store:
+        assert works(store)
+
+
+# What PostgreSQL says to the second of two that create the same thing: a schema, a table, its type, an index's row.
+@pytest.mark.parametrize("sqlstate", ["42P06", "42P07", "42710", "23505"])
+def test_who_comes_second_to_create_a_table_finds_it(conninfo: str, sqlstate: str) -> None:
+    with CuttingProxy(conninfo) as proxy:
+        fault = proxy.fail(sqlstate, "^CREATE TABLE IF NOT EXISTS")
+        migrate(proxy.conninfo)
+        fault.wait()
+
+    with PostgreSQLDataAccess(conninfo, may_migrate=False) as store:
         assert works(store)
 
 

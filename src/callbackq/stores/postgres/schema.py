@@ -58,6 +58,7 @@ _CREATED_MEANWHILE: Final = (
     psycopg.errors.UniqueViolation,
     psycopg.errors.DuplicateSchema,
     psycopg.errors.DuplicateTable,
+    psycopg.errors.DuplicateObject,  # a table's name is that of a type, too
     psycopg.errors.SerializationFailure,
 )
 _TRIES: Final = 5
