@@ -244,7 +244,7 @@ class Ledger:
             if record.attempt is not None:
                 account.attempts += 1
             return
-        if token in account.recorded:
+        if token in account.recorded and not account.was_purged:
             if isinstance(result, LockLostError) or result.state is not account.recorded[token]:
                 self.break_rule("fencing", id, "a repeated record is not answered as the first")
             return
