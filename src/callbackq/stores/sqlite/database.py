@@ -148,6 +148,10 @@ class Database:
                 if not faults.leaves_connection_sound(error):
                     self._close_reader()
                 raise faults.translate(error, self.path, nothing_written=True) from error
+            except MemoryError:
+                # There may have been none to end the transaction, either.
+                self._close_reader()
+                raise
 
     def checkpoint_when_idle(self) -> None:
         """Copy what was written ahead into the database, if that would soon hold up somebody's write otherwise."""
@@ -238,6 +242,9 @@ class Database:
             # Otherwise the commit's last page may have reached the disk although syncing it failed.
             nothing_written = faults.is_undone_commit(error)
             self._fail([ticket for ticket in tickets if ticket.error is None], error, nothing_written=nothing_written)
+        except BaseException:
+            self._roll_back(writer)
+            raise
 
     def _run_one(self, writer: sqlite3.Connection, ticket: Ticket) -> None:
         # Without a savepoint, what an operation wrote before it failed would be committed with the others' work.
@@ -270,8 +277,11 @@ class Database:
     def _roll_back(self, writer: sqlite3.Connection) -> None:
         # Some errors have rolled back already.
         if writer.in_transaction:
-            with suppress(sqlite3.Error):
+            with suppress(sqlite3.Error, MemoryError):
                 writer.execute("ROLLBACK")
+        # Writers of all processes would wait for its end. To close it takes no memory.
+        if writer.in_transaction:
+            self._close_writer()
 
     def _patiently(self, action: Callable[[], _T]) -> _T:
         """
