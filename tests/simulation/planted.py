@@ -1,22 +1,25 @@
 """
 Faults planted into the real code, each of which the simulator must find.
 
-``python tests/simulation/planted.py`` prints for each the first seed that finds it, and what that seed complains of.
+``python tests/simulation/planted.py`` prints for each the first seed that finds it and what that seed complains of, and
+writes the table of docs/explanation/planted-faults.md.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from attrs import evolve
 
-from callbackq import engine, judging, outbox, recorder
+from callbackq import draining, engine, judging, outbox, recorder
 from callbackq.core import lifecycle
 from callbackq.core.delivery import Answer, NotSent
 from callbackq.core.fairness import HostLimits
@@ -25,12 +28,15 @@ from callbackq.core.verdict import ResponsePolicy, Verdict
 from callbackq.errors import LockLostError
 from callbackq.stores import memory
 from callbackq.stores._agenda import Agenda
+from callbackq.stores.sqlite.transaction import STATEMENTS
 from callbackq.testing.simulation import simulate
 
-__all__ = ["HARMLESS", "PLANTED", "first_seed"]
+__all__ = ["HARMLESS", "PAGE", "PLANTED", "PLANTED_IN_SQL", "first_seed", "row"]
 
 Store, Callback, Queue = memory.InMemoryDataAccess, memory._Callback, memory._Queue
 Engine, Outbox = engine.Engine, outbox.Outbox
+
+PAGE = Path(__file__).parents[2] / "docs/explanation/planted-faults.md"
 
 PLANTED: dict[str, Callable[[], AbstractContextManager[Any]]] = {}
 """What is planted, by name."""
@@ -393,6 +399,27 @@ def _by_wall_time() -> Iterator[None]:
 PLANTED["waits and leases by the wall clock of the machine"] = _by_wall_time
 
 
+# Stops.
+
+
+@planted(draining.Drain, "step", "a stop gives nothing back")
+def _(original: Any, self: Any, stops_at: float) -> float | None:
+    return None
+
+
+@planted(draining.Drain, "step", "a stop doesn't wait for what is under way")
+def _(original: Any, self: Any, stops_at: float) -> float | None:
+    return None if self._has_begun else original(self, stops_at)
+
+
+@planted(draining.Drain, "step", "a stop interrupts nothing")
+def _(original: Any, self: Any, stops_at: float) -> float | None:
+    if self._has_begun and self._engine.busy and stops_at <= self._clock.monotonic():
+        return None
+    wait: float | None = original(self, stops_at)
+    return wait
+
+
 # E-mails.
 
 
@@ -422,6 +449,43 @@ def _(original: Any, self: Any, notification: Any, *, retry_in: Any, quiet_for: 
     original(self, notification, retry_in=timedelta(seconds=30), quiet_for=quiet_for)
 
 
+# In SQL, for the store on SQLite.
+
+PLANTED_IN_SQL: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    name: lambda statement=statement, old=old, new=new: _replaced(statement, old, new)  # type: ignore[misc]
+    for name, statement, old, new in (
+        ("whatever is open is taken for a head", "due_heads", "c.is_head = 1", "c.state <= 1"),
+        ("what is due within a minute is taken now", "due_heads", ":now", ":now + 60000000"),
+        ("the last in a queue is its next head", "open_queue", "next.sequence\n", "next.sequence DESC\n"),
+        ("no queue is opened", "open_queue", "next.state = 0", "next.state = 9"),
+        ("a queue's last number isn't kept", "set_tail", "tail = :tail", "tail = tail"),
+        ("all locks end when one holder is gone", "end_locks_of_holder", "holder = :holder AND", ""),
+        ("a lock lives forever", "lock", "due = :due", "due = :due + 1000000000000"),
+        ("a lock is due at once", "lock", "due = :due", "due = :due - 1000000000"),
+        ("abandoned locks aren't counted", "lock", "abandoned = :abandoned", "abandoned = abandoned"),
+        ("attempts aren't counted", "write_callback", "attempts_made = :attempts_made", "attempts_made = 0"),
+        ("a failed callback never holds its queue", "write_callback", "holds = :holds", "holds = 0"),
+        ("due times aren't kept", "write_callback", "due = :due", "due = 0"),
+        ("tokens stand still", "draw_tokens", "token + :count", "token"),
+        ("a repeated record isn't recognised", "ended_lock", "token = :token", "token = -1"),
+        ("late results aren't kept", "keep_late", "token = :token", "token = -1"),
+        ("a late acceptance is forgotten", "accept_late", "accepted_late = 1", "accepted_late = 0"),
+        ("what is owed is forgotten", "add_debt", "c.callback = :callback", "c.callback = -1"),
+        ("no quiet after an e-mail", "pay_mailing", "due = :due", "due = 0"),
+        ("an e-mail that was sent is still owed", "pay_mailing", "paid = covered,", ""),
+        ("callbacks are forgotten whatever they hold", "purgeable", "AND holds = 0", ""),
+        ("open callbacks are forgotten", "purgeable", "<= :before AND finished IS NOT NULL", "IS NULL"),
+    )
+}
+"""What is planted into SQL, by name."""
+
+
+def _replaced(statement: str, old: str, new: str) -> AbstractContextManager[Any]:
+    sql = STATEMENTS[statement]
+    assert old in sql, f"{statement} has changed: plant the fault anew"
+    return patch.dict(STATEMENTS, {statement: sql.replace(old, new)})  # type: ignore[arg-type]
+
+
 HARMLESS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "no hint ever comes": lambda: patch.object(Store, "subscribe", lambda self, wake: lambda: None),
     "nobody knows what is due next": lambda: patch.object(Store, "next_due", lambda self: None),
@@ -430,7 +494,7 @@ HARMLESS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 
 
 def first_seed(
-    plant: Callable[[], AbstractContextManager[Any]], seeds: int = 1000, rule: str = ""
+    plant: Callable[[], AbstractContextManager[Any]], seeds: int = 1000, rule: str = "", store: str = "memory"
 ) -> tuple[int, str] | None:
     """
     Find the first seed that notices, and the rule that it says is broken; ``None`` when none does.
@@ -439,29 +503,41 @@ def first_seed(
         plant: what to plant.
         seeds: how many to try.
         rule: notice this one only.
+        store: on which store.
     """
     with plant():
         for seed in range(seeds):
-            broken = [violation.rule for violation in simulate(seed).violations]
+            broken = [violation.rule for violation in simulate(seed, store=store).violations]
             if broken and (not rule or rule in broken):
                 return seed, rule or broken[0]
     return None
 
 
+def row(name: str, seed: int, rule: str, store: str) -> str:
+    """Write a line of the page's table."""
+    return f"| {name} | {store} | {seed} | {rule} |"
+
+
 def main() -> int:
-    """Print the table."""
-    missed = 0
-    for name, plant in PLANTED.items():
-        began = time.monotonic()
-        found = first_seed(plant)
-        missed += found is None
-        words = "NOT FOUND" if found is None else f"seed {found[0]}: {found[1]}"
-        print(f"{name:72} {words:40} {time.monotonic() - began:6.2f} s", flush=True)
+    """Print which seed finds what, and write it into the page."""
+    missed, rows = 0, []
+    for store, plants in (("memory", PLANTED), ("sqlite", PLANTED_IN_SQL)):
+        for name, plant in plants.items():
+            began = time.monotonic()
+            found = first_seed(plant, store=store)
+            if found is None:
+                missed += 1
+                print(f"NOT FOUND: {name}", flush=True)
+            else:
+                rows.append(row(name, *found, store))
+                print(f"{rows[-1]:120} {time.monotonic() - began:6.2f} s", flush=True)
     for name, plant in HARMLESS.items():
         found = first_seed(plant)
         missed += found is not None
-        print(f"{name:72} {'not found, rightly' if found is None else f'ACCUSED by seed {found[0]}: {found[1]}'}")
-    print(f"{len(PLANTED) + len(HARMLESS)} tried, {missed} wrong")
+        print(f"{name}: {'not found, rightly' if found is None else f'ACCUSED by seed {found[0]}: {found[1]}'}")
+    print(f"{len(PLANTED) + len(PLANTED_IN_SQL) + len(HARMLESS)} tried, {missed} wrong")
+    text = PAGE.read_text()
+    PAGE.write_text(re.sub(r"(?<=\|---\|\n).*", "\n".join(rows) + "\n", text, flags=re.DOTALL))
     return missed
 
 

@@ -15,7 +15,7 @@ from callbackq.testing.simulation.__main__ import main
 from callbackq.testing.simulation.campaign import run_seeds
 from callbackq.testing.simulation.ledger import RULES
 from callbackq.testing.simulation.scenario import FaultKind, Reaction
-from simulation.planted import HARMLESS, PLANTED, first_seed
+from simulation.planted import HARMLESS, PAGE, PLANTED, PLANTED_IN_SQL, first_seed, row
 
 
 @pytest.mark.parametrize("start", range(0, 1800, 200))
@@ -66,9 +66,20 @@ def test_a_seed_replays_byte_for_byte_in_another_process(store: str) -> None:
     assert hashlib.sha256(outputs[0]).digest() == hashlib.sha256(outputs[1]).digest()
 
 
-@pytest.mark.parametrize("name", PLANTED)
-def test_a_planted_fault_is_found(name: str) -> None:
-    assert first_seed(PLANTED[name]) is not None
+@pytest.mark.parametrize(
+    ("name", "store"), [*((name, "memory") for name in PLANTED), *((name, "sqlite") for name in PLANTED_IN_SQL)]
+)
+def test_a_planted_fault_is_found_and_the_page_says_by_which_seed(name: str, store: str) -> None:
+    found = first_seed((PLANTED if store == "memory" else PLANTED_IN_SQL)[name], store=store)
+
+    assert found is not None
+    assert row(name, *found, store) in PAGE.read_text().splitlines()
+
+
+def test_the_page_names_no_fault_that_is_not_planted() -> None:
+    named = [line.split(" | ")[0].removeprefix("| ") for line in PAGE.read_text().splitlines() if line.endswith(" |")]
+
+    assert named[1:] == [*PLANTED, *PLANTED_IN_SQL]
 
 
 @pytest.mark.parametrize("name", HARMLESS)
@@ -88,6 +99,7 @@ BROKEN_BY = {
     "fencing": "a repeated record is answered as a lost lock",
     "verdict": "the retry delay is forgotten",
     "settled": "a late acceptance is forgotten",
+    "left locked": "a stop gives nothing back",
     "operator": "an operator may redeliver what was delivered",
     "purge": "callbacks are forgotten whatever they hold or owe",
     "sent without a lock": "recorded before it is sent",

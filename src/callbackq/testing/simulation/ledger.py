@@ -19,6 +19,7 @@ from callbackq.dataaccess import Acquired, AttemptRecord
 from callbackq.errors import IllegalTransitionError, LockLostError
 from callbackq.testing.history import Arrival, Violation
 from callbackq.testing.simulation.account import Account
+from callbackq.testing.simulation.excuses import Excuses
 from callbackq.testing.simulation.mails import Mails
 from callbackq.testing.simulation.verdicts import Verdicts
 from callbackq.testing.simulation.world import Actor
@@ -37,6 +38,7 @@ RULES: Final = {
     "fencing": "a stale token changes nothing and is told so",
     "verdict": "what is recorded follows from what the receiver answered",
     "settled": "what was asked or learnt under a lock applies when it ends",
+    "left locked": "a stop leaves no lock behind, unless the store fails or the transport never tells",
     "operator": "an operator's wish does what the table of states says",
     "purge": "only finished callbacks are forgotten",
     "sent without a lock": "a request starts under the live lock of its queue's head",
@@ -68,7 +70,6 @@ class Ledger:
         jitter: the greatest of all dispatchers.
         interval_us: how long an address is left alone after an e-mail.
         may_be_taken: whether a holder is known to be dead, so that its live locks may be taken over.
-        is_excused: whether something happened to the request under a token for which the contract allows another.
         give_up: called when so much is broken that nothing more can be learnt.
 
     Attributes:
@@ -78,6 +79,7 @@ class Ledger:
         stale_tokens: of requests whose dispatcher stood still at the first byte.
         time_has_jumped: the machine was rebooted with another wall time, and across reboots there is nothing else to go
             by.
+        excuses: knows which requests the contract allows to be sent again.
         verdicts: judges what is recorded.
         mails: judges e-mails.
         violations: every broken promise.
@@ -92,14 +94,13 @@ class Ledger:
         jitter: float,
         interval_us: int,
         may_be_taken: Callable[[Actor | None], bool],
-        is_excused: Callable[[int], bool],
         give_up: Callable[[], None],
     ) -> None:
         self._give_up = give_up
         self._now_us = now_us
         self._lock_timeout_us = lock_timeout_us
         self._may_be_taken = may_be_taken
-        self._is_excused = is_excused
+        self.excuses = Excuses(lock_timeout_us=lock_timeout_us)
         self.accounts: dict[str, Account] = {}
         self._queues: dict[str, list[Account]] = defaultdict(list)
         self._last_number: dict[str, int] = defaultdict(int)
@@ -111,7 +112,6 @@ class Ledger:
         self.verdicts = Verdicts(self.break_rule, max_abandoned=max_abandoned, jitter=jitter)
         self.mails = Mails(self.break_rule, self.accounts, now_us, interval_us)
         self.violations: list[Violation] = []
-        self._holders: dict[int, tuple[Actor, int]] = {}
 
     def break_rule(self, rule: str, id: str, detail: str) -> None:
         """Note a broken promise."""
@@ -214,16 +214,14 @@ class Ledger:
                 f"{one.attempts_made} attempts, {one.abandoned} abandoned, number {one.sequence}; rightly "
                 f"{account.attempts_made}, {account.abandoned}, {account.sequence}",
             )
+        if account.was_renewed:
+            self.excuses.renewed(account.token, token)
         account.state = CallbackState.LOCKED
         account.token = token
         account.tokens.append(token)
         account.timeout_us = now + self._lock_timeout_us
         account.holder = holder
-        self._holders[token] = (holder, holder.hindered_us)
-
-    def holder_of(self, token: int) -> tuple[Actor, int]:
-        """Say who was given a token, and how long it had been hindered by then, in microseconds."""
-        return self._holders[token]
+        self.excuses.given(token, holder)
 
     def _head(self, queue: list[Account]) -> Account | None:
         blocking = (one for one in queue if (one.is_open or one.holds) and not one.was_purged)
@@ -233,6 +231,7 @@ class Ledger:
         """The end of a lock was committed, or refused."""
         id, token = record.acquired.id, record.acquired.lock.token
         account = self.accounts[id]
+        self.excuses.ended(token)
         wanted = record.transition
         if account.state is CallbackState.LOCKED and account.token == token and not account.was_purged:
             self.verdicts.judge(holder, account, record)
@@ -268,9 +267,17 @@ class Ledger:
                 return
             if delay_us > _LONGEST_PARKING_US:
                 self.break_rule("parked", account.id, f"given back for {delay_us / 1e6:.1f} s")
+            self.excuses.ended(token)
             self._apply(account, Transition(state=CallbackState.WAITING), result, is_result=False, delay_us=delay_us)
         elif not isinstance(result, LockLostError):
             self.break_rule("fencing", account.id, f"stale token {token} gave back the lock {account.token}")
+
+    def stopped(self, holder: Actor, *, was_hindered: bool) -> None:
+        """A dispatcher has stopped in order; it may have been hindered while it did."""
+        for account in self.accounts.values():
+            is_left = account.state is CallbackState.LOCKED and account.holder is holder and not account.was_purged
+            if is_left and not was_hindered and not self.excuses.allow_leaving(account.token):
+                self.break_rule("left locked", account.id, f"token {account.token}: nothing came in the way of its end")
 
     def _apply(
         self, account: Account, wanted: Transition, result: Transition, *, is_result: bool, delay_us: int | None = None
@@ -382,7 +389,7 @@ class Ledger:
         account = self.accounts[id]
         for earlier in account.accepted_tokens:
             # What stood still before its first byte for longer than its lock is the straggler itself.
-            if not self._is_excused(earlier) and token not in self.stale_tokens:
+            if not self.excuses.allow_another(earlier) and token not in self.stale_tokens:
                 self.break_rule("sent again", id, f"accepted under token {earlier}, sent again under {token}")
         account.accepted_tokens.append(token)
 

@@ -38,6 +38,7 @@ class Process(Actor):
         super().__init__(world, name, faults)
         self._on_end = on_end
         self._stops_at: float | None = None
+        self._hindered_before_us = 0
         self._restart_after = 0.0
         self._drain: Drain | None = None
         self.has_stopped = False
@@ -111,6 +112,7 @@ class Process(Actor):
     def stop(self, seconds: float, restart_after: float) -> None:
         """Ask for a stop, and let another begin some time after it is over."""
         self._stops_at = self._clock.monotonic() + seconds
+        self._hindered_before_us = self.hindered_us
         self._restart_after = restart_after
         self.strand.wake(self.world.now_us)
 
@@ -125,6 +127,7 @@ class Process(Actor):
             f"unrecorded {report.unrecorded}",
         )
         self.has_stopped = True
+        self._ledger.stopped(self, was_hindered=self.hindered_us > self._hindered_before_us)
         self._put_away()
         self._on_end(self, self._restart_after)
 

@@ -106,7 +106,6 @@ class _Simulation:
             self._clocks = [MachineClock(self._world, _UPTIME_US + n * 7_000_000_000) for n in range(machines + 1)]
             self._shared: RealStore = InMemoryDataAccess(clock=self._clocks[-1])
         self._stores: dict[Actor, SQLiteDataAccess] = {}
-        self._excused: set[int] = set()
         self._ledger = Ledger(
             lambda: self._world.now_us,
             lock_timeout_us=microseconds(scenario.lock_timeout),
@@ -114,7 +113,6 @@ class _Simulation:
             jitter=max(machine.retry_jitter for machine in scenario.machines),
             interval_us=microseconds(_INTERVAL.total_seconds()),
             may_be_taken=lambda holder: self._is_sqlite and (holder is None or holder.is_dead),
-            is_excused=self._is_excused,
             give_up=self._world.give_up,
         )
         self._requests = [self._request(number) for number in range(len(scenario.callbacks))]
@@ -176,7 +174,6 @@ class _Simulation:
             self._ledger,
             deadline=timedelta(seconds=self._scenario.deadline),
             behaviour_of=self._behaviour_of,
-            excuse=self._excused.add,
         )
         process.begin(
             self._way(process),
@@ -202,15 +199,6 @@ class _Simulation:
     def _behaviour_of(self, id: str) -> Behaviour:
         planned = self._behaviours[int(id[1:])]
         return planned.pop(0) if planned and not self._is_calm else _AFTER
-
-    def _is_excused(self, token: int) -> bool:
-        if token in self._excused:
-            return True
-        holder, hindered_us = self._ledger.holder_of(token)
-        if holder.is_dead:
-            return True
-        lock_us = microseconds(self._scenario.lock_timeout)
-        return holder.hindered_us - hindered_us >= max(2_000_000, lock_us // 10) - 200_000
 
     # What happens.
 
@@ -374,7 +362,7 @@ class _Simulation:
             if one.callback_id not in gone and place >= ledger.accounts[one.callback_id].first_arrival
         ]
         redelivered = [id for id, one in ledger.accounts.items() if one.redeliveries or ledger.time_has_jumped]
-        excused = sum(self._is_excused(one.token) for one in arrivals if one.accepted is not None)
+        excused = sum(ledger.excuses.allow_another(one.token) for one in arrivals if one.accepted is not None)
         judgement = History(
             arrivals,
             statuses,

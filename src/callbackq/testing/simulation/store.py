@@ -116,13 +116,21 @@ class WayToTheStore(DataAccess, SupportsNotifications):
         )
 
     def acquire_locks(self, machine_name: str, *, lock_timeout: timedelta, limit: int) -> list[Acquired]:
-        return self._call(
+        return self._acquire(
             "acquire_locks",
             lambda: self.store.acquire_locks(machine_name, lock_timeout=lock_timeout, limit=limit),
             lambda found: self._note_locks(found, lock_timeout, limit),
         )
 
-    def _note_locks(self, found: list[Acquired], lock_timeout: timedelta, limit: int) -> None:
+    def _acquire(self, name: str, call: Callable[[], _T], note: Callable[[_T], list[int]], *, about: str = "") -> _T:
+        tokens: list[int] = []
+        try:
+            return self._call(name, call, lambda result: tokens.extend(note(result)), about=about)
+        except DataAccessError:
+            self._ledger.excuses.never_told(tokens)
+            raise
+
+    def _note_locks(self, found: list[Acquired], lock_timeout: timedelta, limit: int) -> list[int]:
         actor, world = self._actor, self._actor.world
         self._ledger.acquired(actor, limit, found, self._pass)
         for one in found:
@@ -133,6 +141,7 @@ class WayToTheStore(DataAccess, SupportsNotifications):
                 f"queue {one.queue_id!r} number {one.sequence} token {one.lock.token} until "
                 f"{world.now_us / 1e6 + lock_timeout.total_seconds():.6f}, abandoned {one.abandoned}",
             )
+        return [one.lock.token for one in found]
 
     def _pass(self, id: str) -> None:
         self._ledger.passed(id, self.store.get_callback_status(id))
@@ -251,12 +260,12 @@ class WayWithHandover(WayToTheStore, SupportsHandover):
         store = self.store
         assert isinstance(store, SupportsHandover)
 
-        def note(both: tuple[list[Transition | LockLostError], list[Acquired]]) -> None:
+        def note(both: tuple[list[Transition | LockLostError], list[Acquired]]) -> list[int]:
             results, found = both
             self._note_results(records, results)
-            self._note_locks(found, lock_timeout, limit)
+            return self._note_locks(found, lock_timeout, limit)
 
-        return self._call(
+        return self._acquire(
             "record_and_acquire",
             lambda: store.record_and_acquire(records, machine_name, lock_timeout=lock_timeout, limit=limit),
             note,

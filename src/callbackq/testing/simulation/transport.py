@@ -67,7 +67,6 @@ class SimulatedTransport:
         ledger: what hears of each arrival.
         deadline: the longest an attempt takes.
         behaviour_of: says how the next attempt of a callback fares.
-        excuse: told of tokens for which the contract allows another request.
     """
 
     def __init__(
@@ -78,7 +77,6 @@ class SimulatedTransport:
         *,
         deadline: timedelta,
         behaviour_of: Callable[[str], Behaviour],
-        excuse: Callable[[int], None],
     ) -> None:
         self.deadline = deadline
         self.strand: Strand | None = None
@@ -87,7 +85,7 @@ class SimulatedTransport:
         self._clock = clock
         self._ledger = ledger
         self._behaviour_of = behaviour_of
-        self._excuse = excuse
+        self._lost_answer = ledger.excuses.lost_answer
         self._under_way: dict[Delivery, _UnderWay] = {}
 
     def send(self, delivery: Delivery) -> Outcome:
@@ -125,7 +123,7 @@ class SimulatedTransport:
                 continue
             if under_way.has_begun:
                 self._world.counts["interrupted"] += 1
-                self._excuse(delivery.token)
+                self._lost_answer(delivery.token)
                 self._cut(under_way)
                 self._end(under_way, self._answer(0, AttemptFailure.INTERRUPTED))
             else:
@@ -160,7 +158,7 @@ class SimulatedTransport:
         if self._world.now_us > began_us + 500_000:
             # It stood still between its look at the clock and the first byte, which no design can rule out.
             self._ledger.stale_tokens.add(delivery.token)
-            self._excuse(delivery.token)
+            self._lost_answer(delivery.token)
         self._send(under_way, ends_us)
         try:
             actor.reach("after", "first byte", delivery.callback_id)
@@ -181,23 +179,25 @@ class SimulatedTransport:
             is_accepted = reaction in _ACCEPTING and (answers_us <= ends_us or reaction is Reaction.STOLEN)
             self._arrive(under_way, answers_us if is_accepted else None)
         if reaction is Reaction.STOLEN:
-            self._excuse(delivery.token)
+            self._lost_answer(delivery.token)
             self._ledger.verdicts.told(self._actor, delivery.callback_id, "will never tell")
+            self._ledger.excuses.never_told([delivery.token])
             return
         if reaction in _HANGS or answers_us > ends_us:
             failure = _FAILURE.get(reaction, AttemptFailure.TIMEOUT)
-            self._excuse(delivery.token)
+            self._lost_answer(delivery.token)
             world.at(ends_us, lambda: self._end(under_way, self._answer(0, failure)))
         elif reaction in _FAILURE:
-            self._excuse(delivery.token)
+            self._lost_answer(delivery.token)
             world.at(answers_us, lambda: self._end(under_way, self._answer(0, _FAILURE[reaction])))
         elif reaction is Reaction.LATE:
-            self._excuse(delivery.token)
+            self._lost_answer(delivery.token)
             self._ledger.verdicts.told(self._actor, delivery.callback_id, "will tell too late")
+            self._ledger.excuses.never_told([delivery.token])
             late_us = self._clock.us_at(delivery.ends_at) + _LATE_US
             world.at(late_us, lambda: self._end(under_way, self._answer(200)))
         elif reaction is Reaction.GARBAGE:
-            self._excuse(delivery.token)
+            self._lost_answer(delivery.token)
             world.at(answers_us, lambda: self._end(under_way, "no answer"))
         else:
             headers = {"Retry-After": f"{behaviour.seconds:.0f}"} if reaction is Reaction.RETRY_AFTER else {}

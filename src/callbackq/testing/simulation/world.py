@@ -159,12 +159,17 @@ class Actor:
         world: where it lives.
         name: in the log.
         faults: those that strike at its calls, by time. What has struck is taken out.
+
+    Attributes:
+        is_dead: it does nothing any more: it was killed, or has stopped in order.
+        was_killed: the first of both.
     """
 
     def __init__(self, world: World, name: str, faults: list[Fault]) -> None:
         self.world = world
         self.name = name
         self.is_dead = False
+        self.was_killed = False
         self.frozen_until_us = 0
         self._faults = faults
         self._hindered_us = 0
@@ -231,7 +236,7 @@ class Actor:
 
     def die(self, restart_after: float) -> None:
         """End as after a kill."""
-        self.is_dead = True
+        self.is_dead = self.was_killed = True
 
     def freeze(self, us: int) -> None:
         """Stand still, with all threads, from the next moment on."""

@@ -1,0 +1,71 @@
+"""For which requests the contract allows another: those cut short by a kill, a freeze, a stop or a lost answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from attrs import mutable
+
+from callbackq.testing.simulation.world import Actor
+
+__all__ = ["Excuses"]
+
+
+@mutable(eq=False)
+class _Hold:
+    """Who was given a token, how long it had been hindered by then, and whether the token's end was an excuse."""
+
+    holder: Actor
+    hindered_us: int
+    at_end: bool | None = None
+
+
+class Excuses:
+    """
+    Know what befell each token's request, and nothing that befell its holder before or afterwards.
+
+    Args:
+        lock_timeout_us: of all dispatchers.
+    """
+
+    def __init__(self, *, lock_timeout_us: int) -> None:
+        # Dispatchers keep a tenth of the lock's time for what comes after an attempt.
+        self._long_us = max(2_000_000, lock_timeout_us // 10) - 200_000
+        self._holds: dict[int, _Hold] = {}
+        self._lost: set[int] = set()
+        self._untold: set[int] = set()
+
+    def given(self, token: int, holder: Actor) -> None:
+        """A token was given to a dispatcher."""
+        self._holds[token] = _Hold(holder, holder.hindered_us)
+
+    def renewed(self, old: int, new: int) -> None:
+        """A dispatcher was given its own lock anew: its request goes on under another token."""
+        if old in self._untold:
+            self._untold.add(new)
+
+    def ended(self, token: int) -> None:
+        """What came of a token was committed: whatever befalls its holder from now on is no excuse."""
+        hold = self._holds.get(token)
+        if hold is not None and hold.at_end is None:
+            hold.at_end = self._was_cut_short(hold)
+
+    def lost_answer(self, token: int) -> None:
+        """The dispatcher can't know whether a token's request was accepted."""
+        self._lost.add(token)
+
+    def never_told(self, tokens: Iterable[int]) -> None:
+        """The dispatcher doesn't hear of these tokens, or of what came of their requests."""
+        self._untold.update(tokens)
+
+    def allow_another(self, token: int) -> bool:
+        """Say whether what was accepted under a token may be sent again."""
+        hold = self._holds[token]
+        return token in self._lost or (self._was_cut_short(hold) if hold.at_end is None else hold.at_end)
+
+    def allow_leaving(self, token: int) -> bool:
+        """Say whether a stop may leave the lock with a token to time out, though the store works."""
+        return token in self._untold
+
+    def _was_cut_short(self, hold: _Hold) -> bool:
+        return hold.holder.was_killed or hold.holder.hindered_us - hold.hindered_us >= self._long_us
