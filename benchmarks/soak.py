@@ -259,7 +259,7 @@ class Soak:
             self.longest_delay = max(self.longest_delay, took)
             time.sleep(max(TICK_SECONDS - took, 0))
         victim.stop()
-        victim.join()
+        assert victim.join() == 0, "a dispatcher has not ended as it should"
 
 
 def percentile(seconds: Iterable[array[float]], percent: int) -> float:

@@ -113,6 +113,7 @@ class Crew:
         self._left = Counter(kill=options.kills, stop=options.stops, freeze=options.freezes)
         self._total = self._left.total()
         self.done: Counter[str] = Counter()
+        self.ended_badly = 0
         self.interruptions: defaultdict[str, list[Interruption]] = defaultdict(list)
 
     def _begin(self) -> Worker:
@@ -161,7 +162,7 @@ class Crew:
     def bury(self) -> None:
         """Forget those who have stopped."""
         for worker in [worker for worker in self._stopping if worker.has_ended()]:
-            worker.join()
+            self._see_off(worker)
             self._stopping.remove(worker)
 
     def close(self) -> None:
@@ -170,8 +171,12 @@ class Crew:
         for worker in self._running:
             worker.stop()
         for worker in (*self._running, *self._stopping):
-            worker.join()
+            self._see_off(worker)
         self._guard.close()
+
+    def _see_off(self, worker: Worker) -> None:
+        # One that was told to stop ends by itself, and says so by its exit code.
+        self.ended_badly += worker.join() != 0
 
 
 class Restarts:
@@ -269,7 +274,8 @@ def storm(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         **verdict.figures(),
         "seconds": round(seconds, 1),
         "seconds_with_judgement": round(time.monotonic() - began, 1),
-        "ok": verdict.is_ok(),
+        "ended_badly": dispatchers.ended_badly,
+        "ok": verdict.is_ok(may_abandon=bool(restarts.done)) and not dispatchers.ended_badly,
     }
 
 

@@ -168,11 +168,15 @@ class Worker:
     def has_ended(self) -> bool:
         return not self._process.is_alive()
 
-    def join(self) -> None:
+    def join(self) -> int:
+        """Wait for its end, and give its exit code."""
         self._process.join(_LONGEST_SECONDS)
         assert not self._process.is_alive(), "a dispatcher doesn't end"
+        code = self._process.exitcode
+        assert code is not None
         self._process.close()
         self._line.close()
+        return code
 
     @property
     def pid(self) -> int:

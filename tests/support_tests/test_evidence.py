@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from callbackq import CallbackLock, CallbackRequest, CallbackState, CallbackStatus, RetryPhase
 from callbackq.testing.history import Arrival
@@ -118,6 +119,48 @@ def test_a_duplicate_is_not_explained_by_what_was_in_flight_of_another_callback(
     assert not verdict.is_ok()
 
 
+def test_a_kill_explains_another_request_than_its_own_no_more_than_it_explains_another_callback(
+    evidence: ModuleType, tmp_path: Path
+) -> None:
+    # The first request was refused, and its dispatcher killed; two others had theirs accepted.
+    thrice = status("a", *TAKEN_OVER.locks, lock(3, 5, 6, "m2"))
+    killed = {"m1": [evidence.Interruption(began=at(1))]}
+
+    verdict = judge(evidence, tmp_path, [TWICE[1], arrival("a", 3, 5.1)], [thrice], killed)
+
+    assert verdict.broken == {}
+    assert (verdict.duplicates, verdict.in_flight, verdict.unexplained) == (1, 1, 1)
+
+
+def test_what_a_slow_receiver_accepts_of_somebody_killed_after_his_successors_is_explained(
+    evidence: ModuleType, tmp_path: Path
+) -> None:
+    slow = [evolve(TWICE[0], accepted=9.0), TWICE[1]]
+    killed = {"m1": [evidence.Interruption(began=at(1))]}
+
+    assert judge(evidence, tmp_path, slow, [TAKEN_OVER], killed).is_ok()
+
+
+def test_what_may_be_tried_forever_must_be_delivered(evidence: ModuleType, tmp_path: Path) -> None:
+    failed = evolve(TAKEN_OVER, state=CallbackState.FAILED)
+
+    verdict = judge(evidence, tmp_path, TWICE[:1], [failed], {"m1": [evidence.Interruption(began=at(1))]})
+
+    assert verdict.broken == {}
+    assert verdict.figures()["lost"] == verdict.undelivered == 1
+    assert not verdict.is_ok()
+
+
+def test_a_lock_that_was_abandoned_without_a_cause_is_not_well_unless_the_store_was_away(
+    evidence: ModuleType, tmp_path: Path
+) -> None:
+    verdict = judge(evidence, tmp_path, TWICE[1:], [TAKEN_OVER], {})
+
+    assert verdict.abandoned_by_others == 1
+    assert not verdict.is_ok()
+    assert verdict.is_ok(may_abandon=True)
+
+
 def test_a_freeze_explains_what_other_dispatchers_could_not_record(evidence: ModuleType, tmp_path: Path) -> None:
     frozen = {"m3": [evidence.Interruption(began=at(1), ended=at(5), resumed=5.0)]}
 
@@ -125,6 +168,16 @@ def test_a_freeze_explains_what_other_dispatchers_could_not_record(evidence: Mod
 
     assert verdict.is_ok()
     assert (verdict.in_flight, verdict.held_up) == (0, 1)
+
+
+def test_a_freeze_that_was_over_long_before_a_lock_of_others_timed_out_does_not_explain_it(
+    evidence: ModuleType, tmp_path: Path
+) -> None:
+    frozen = {"m3": [evidence.Interruption(began=at(0.5), ended=at(1.5), resumed=1.5)]}
+
+    verdict = judge(evidence, tmp_path, TWICE, [TAKEN_OVER], frozen)
+
+    assert (verdict.held_up, verdict.abandoned_by_others, verdict.unexplained) == (0, 1, 1)
 
 
 @pytest.mark.parametrize(("ended", "unexplained"), [(4.0, 0), (1.5, 1)])

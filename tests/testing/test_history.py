@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from attrs import evolve
 
-from callbackq.core.models import CallbackLock, CallbackRequest, CallbackState, CallbackStatus, RetryPhase
+from callbackq.core.models import CallbackLock, CallbackRequest, CallbackState, CallbackStatus, FailedReason, RetryPhase
 from callbackq.testing.history import RULES, Arrival, History, Judgement
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -100,6 +100,9 @@ BROKEN = {
         "arrivals": [*CLEAN_ARRIVALS[:2], arrival("a", 1, 9, 1.6, None), *CLEAN_ARRIVALS[2:]],
         "statuses": replaced(CLEAN_STATUSES, 0, locks=(lock(1, 0, 0.5), lock(2, 1, 1.5), lock(9, 1.6, 1.7))),
     },
+    "too few": {
+        "statuses": replaced(CLEAN_STATUSES, 1, state=CallbackState.FAILED, failed_reason=FailedReason.EXHAUSTED),
+    },
     "too soon": {"arrivals": [CLEAN_ARRIVALS[0], arrival("a", 1, 2, 0.4), *CLEAN_ARRIVALS[2:]]},
     "order": {"arrivals": [*CLEAN_ARRIVALS[:2], arrival("b", 2, 3, 0.2, 0.3), *CLEAN_ARRIVALS[3:]]},
     "early start": {"arrivals": [*CLEAN_ARRIVALS[:2], arrival("b", 2, 3, 1.05, 3.0), *CLEAN_ARRIVALS[3:]]},
@@ -185,10 +188,18 @@ def test_a_callback_that_was_redelivered_has_its_retries_anew() -> None:
 def test_a_copy_of_a_dispatcher_that_stood_still_at_the_first_byte_is_not_judged_by_its_order() -> None:
     stale = [*CLEAN_ARRIVALS, arrival("a", 1, 1, 5.0, None)]
 
-    def broken(tokens: list[int]) -> dict[str, int]:
+    def broken(requests: list[tuple[str, int]]) -> dict[str, int]:
         ids = ("a", "b", "c", "d")
-        return History(stale, CLEAN_STATUSES, acknowledged=ids, stale_tokens=tokens).judge().broken()
+        return History(stale, CLEAN_STATUSES, acknowledged=ids, stale_requests=requests).judge().broken()
 
     assert broken([]) == {"token order": 1, "stale": 1, "too many": 1}
-    assert broken([1]) == {}
-    assert broken([4]) == broken([])
+    assert broken([("a", 1)]) == {}
+    assert broken([("b", 1)]) == broken([])
+
+
+def test_a_killed_dispatchers_request_may_be_accepted_after_its_successors() -> None:
+    # Started before, accepted when number 2 is done: number 1 was accepted in between, under the next lock.
+    slow = [arrival("a", 1, 1, 0.9, 3.0), *CLEAN_ARRIVALS[1:]]
+    statuses = replaced(CLEAN_STATUSES, 0, locks=(lock(1, 0, 0.95, completed=False), lock(2, 1, 1.5)))
+
+    assert judge(slow, statuses, bound=1).broken() == {}

@@ -16,7 +16,7 @@ from typing import Final
 
 from attrs import field, frozen
 
-from callbackq.core.models import AttemptFailure, CallbackState, CallbackStatus
+from callbackq.core.models import AttemptFailure, CallbackState, CallbackStatus, FailedReason
 from callbackq.core.retry import attempts_allowed, delay_before_retry
 
 __all__ = ["Arrival", "History", "Judgement", "Violation"]
@@ -82,6 +82,7 @@ RULES: Final = {
     "unrecorded": "every request was sent under a lock that is in the record",
     "token order": "requests for one callback carry rising tokens",
     "too many": "no more requests than the phases allow, besides those whose locks were abandoned",
+    "too few": "a callback has failed as exhausted only after all attempts that its phases allow",
     "too soon": "a retry starts no earlier than its phase's delay after the request before",
     "order": "first acceptances in a queue come in the order of its numbers",
     "early start": "no request starts before the callbacks in front are accepted or have failed",
@@ -134,8 +135,8 @@ class History:
         duplicates_bound: callbacks that were in flight when a dispatcher was killed or frozen, summed over all
             kills. 0 for a run without any.
         redelivered: ids of callbacks that somebody had redelivered: their retries began anew, so they aren't counted.
-        stale_tokens: of requests whose dispatcher stood still between its last look at the clock and the first byte,
-            until its lock had timed out. No design rules that out; their order isn't judged.
+        stale_requests: callback id and token of requests whose dispatcher stood still between its last look at the
+            clock and the first byte, until its lock had timed out. No design rules that out; their order isn't judged.
     """
 
     def __init__(
@@ -146,11 +147,11 @@ class History:
         acknowledged: Iterable[str],
         duplicates_bound: int = 0,
         redelivered: Collection[str] = (),
-        stale_tokens: Collection[int] = (),
+        stale_requests: Collection[tuple[str, int]] = (),
     ) -> None:
         self._arrivals = sorted(arrivals, key=lambda arrival: arrival.started)
         self._redelivered = frozenset(redelivered)
-        self._stale_tokens = frozenset(stale_tokens)
+        self._stale_requests = frozenset(stale_requests)
         self._statuses = {status.id: status for status in statuses}
         self._acknowledged = list(acknowledged)
         self._bound = duplicates_bound
@@ -167,7 +168,7 @@ class History:
             self._judge_callback(id, arrivals)
         queues: dict[str, list[Arrival]] = defaultdict(list)
         for arrival in self._arrivals:
-            if arrival.queue_id and arrival.token not in self._stale_tokens:
+            if arrival.queue_id and not self._is_stale(arrival):
                 queues[arrival.queue_id].append(arrival)
         for queue_arrivals in queues.values():
             self._judge_queue(queue_arrivals)
@@ -205,14 +206,14 @@ class History:
         for arrival in arrivals:
             if arrival.token not in tokens:
                 self._break("unrecorded", id, f"a request with token {arrival.token}, of which no lock is recorded")
-            if arrival.token <= last_token and arrival.token not in self._stale_tokens:
+            if arrival.token <= last_token and not self._is_stale(arrival):
                 self._break("token order", id, f"token {arrival.token} after {last_token}")
             last_token = max(last_token, arrival.token)
         if status is not None and id not in self._redelivered:
             self._judge_retries(status, arrivals)
 
     def _judge_retries(self, status: CallbackStatus, arrivals: list[Arrival]) -> None:
-        arrivals = [arrival for arrival in arrivals if arrival.token not in self._stale_tokens]
+        arrivals = [arrival for arrival in arrivals if not self._is_stale(arrival)]
         # What a stop interrupted is not counted, and due again at once; the record doesn't say which request it was.
         interrupted = sum(attempt.failure is AttemptFailure.INTERRUPTED for attempt in status.attempts)
         completed = {lock.token for lock in status.locks if lock.completed}
@@ -220,6 +221,10 @@ class History:
         counted = sum(arrival.token in completed for arrival in arrivals)
         if counted > attempts_allowed(phases) + interrupted:
             self._break("too many", status.id, f"{counted} requests where the phases allow {attempts_allowed(phases)}")
+        # Of the record, since not every attempt reaches a receiver.
+        made = sum(not attempt.late for attempt in status.attempts) - interrupted
+        if status.failed_reason is FailedReason.EXHAUSTED and made < attempts_allowed(phases):
+            self._break("too few", status.id, f"{made} attempts where the phases allow {attempts_allowed(phases)}")
         if interrupted:
             return
         made = 0
@@ -236,7 +241,9 @@ class History:
         first_accepted: dict[int, float] = {}
         for arrival in arrivals:
             if arrival.accepted is not None:
-                first_accepted.setdefault(arrival.sequence, arrival.accepted)
+                # What started first may be accepted last: by a receiver that is slow, after its sender was killed.
+                earliest = first_accepted.get(arrival.sequence, arrival.accepted)
+                first_accepted[arrival.sequence] = min(earliest, arrival.accepted)
         previous = 0
         for sequence, _ in sorted(first_accepted.items(), key=lambda entry: entry[1]):
             if sequence < previous:
@@ -268,6 +275,9 @@ class History:
             for (_, ended, one), (acquired, _, other) in pairwise(queue_spans):
                 if acquired < ended:
                     self._break("lock overlap", other, f"locked while a lock on {one} was live")
+
+    def _is_stale(self, arrival: Arrival) -> bool:
+        return (arrival.callback_id, arrival.token) in self._stale_requests
 
     def _break(self, rule: str, id: str, detail: str) -> None:
         self._violations.append(Violation(rule=rule, callback_id=id, detail=detail))

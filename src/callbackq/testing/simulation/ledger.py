@@ -76,7 +76,7 @@ class Ledger:
         accounts: what each callback must be, by id.
         acknowledged: ids whose storing returned.
         arrivals: requests that reached a receiver.
-        stale_tokens: of requests whose dispatcher stood still at the first byte.
+        stale_requests: callback id and token of requests whose dispatcher stood still at the first byte.
         time_has_jumped: the machine was rebooted with another wall time, and across reboots there is nothing else to go
             by.
         excuses: knows which requests the contract allows to be sent again.
@@ -106,7 +106,7 @@ class Ledger:
         self._last_number: dict[str, int] = defaultdict(int)
         self.acknowledged: set[str] = set()
         self.arrivals: list[Arrival] = []
-        self.stale_tokens: set[int] = set()
+        self.stale_requests: set[tuple[str, int]] = set()
         self._max_abandoned = max_abandoned
         self.time_has_jumped = False
         self.verdicts = Verdicts(self.break_rule, max_abandoned=max_abandoned, jitter=jitter)
@@ -370,7 +370,7 @@ class Ledger:
         account = self.accounts[arrival.callback_id]
         is_held = account.state is CallbackState.LOCKED and account.token == arrival.token
         if not is_held or account.timeout_us < self._now_us():
-            if arrival.token not in self.stale_tokens:
+            if (account.id, arrival.token) not in self.stale_requests:
                 self.break_rule(
                     "sent without a lock",
                     account.id,
@@ -389,7 +389,7 @@ class Ledger:
         account = self.accounts[id]
         for earlier in account.accepted_tokens:
             # What stood still before its first byte for longer than its lock is the straggler itself.
-            if not self.excuses.allow_another(earlier) and token not in self.stale_tokens:
+            if not self.excuses.allow_another(earlier) and (id, token) not in self.stale_requests:
                 self.break_rule("sent again", id, f"accepted under token {earlier}, sent again under {token}")
         account.accepted_tokens.append(token)
 

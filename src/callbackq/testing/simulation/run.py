@@ -369,7 +369,7 @@ class _Simulation:
             acknowledged=sorted(ledger.acknowledged - gone),
             duplicates_bound=excused + sum(one.redeliveries for one in ledger.accounts.values()),
             redelivered=redelivered,
-            stale_tokens=ledger.stale_tokens,
+            stale_requests=ledger.stale_requests,
         ).judge()
         world.counts["callbacks"] += len(ledger.accounts)
         world.counts["requests"] += len(ledger.arrivals)

@@ -157,7 +157,7 @@ class SimulatedTransport:
             self._ledger.verdicts.told(actor, delivery.callback_id, None)
         if self._world.now_us > began_us + 500_000:
             # It stood still between its look at the clock and the first byte, which no design can rule out.
-            self._ledger.stale_tokens.add(delivery.token)
+            self._ledger.stale_requests.add((delivery.callback_id, delivery.token))
             self._lost_answer(delivery.token)
         self._send(under_way, ends_us)
         try:
