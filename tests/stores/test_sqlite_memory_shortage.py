@@ -12,6 +12,7 @@ import pytest
 
 from callbackq.errors import CallbackNotFoundError
 from callbackq.stores.sqlite import SQLiteDataAccess
+from callbackq.stores.sqlite.checkpoints import CheckpointSchedule
 from callbackq.testing.conformance.base import a_request
 
 
@@ -57,6 +58,30 @@ def test_a_write_without_memory_holds_up_nobody(
     # Nobody had to be told, nothing has to be mended.
     store.store_callback_request(a_request(), id="starved")
     assert store.get_callback_status("other") is not None
+
+
+@pytest.mark.parametrize("statement", ["BEGIN", "PRAGMA", "ROLLBACK"])
+def test_a_checkpoint_without_memory_is_nobodys_failure(
+    store: SQLiteDataAccess, tmp_path: Path, statement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+
+    def is_due(*_: int) -> bool:
+        # The write is committed, and from now on there is no memory.
+        begun.append(statement)
+        monkeypatch.setattr(Starved, "without_memory", frozenset({statement}))
+        return True
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CheckpointSchedule, "is_due", is_due)
+        store.store_callback_request(a_request(), id="written")
+    monkeypatch.setattr(Starved, "without_memory", frozenset())
+
+    assert begun == [statement]
+    with SQLiteDataAccess(tmp_path / "callbacks.db", busy_timeout=timedelta(0)) as other:
+        other.store_callback_request(a_request(), id="other")
+    store.store_callback_request(a_request(), id="next")
+    assert store.get_callback_status("written") is not None
 
 
 @pytest.mark.parametrize("statement", ["SELECT", "COMMIT"])

@@ -279,7 +279,8 @@ class Database:
         if writer.in_transaction:
             with suppress(sqlite3.Error, MemoryError):
                 writer.execute("ROLLBACK")
-        # Writers of all processes would wait for its end. To close it takes no memory.
+        # Writers of all processes would wait for its end. To close it takes no memory, and ends it, since transactions
+        # keep no cursors.
         if writer.in_transaction:
             self._close_writer()
 
@@ -369,6 +370,7 @@ class Database:
         writer = self._writer
         if writer is None or not self._writes_ahead:
             return
+        changes = writer.total_changes
         try:
             # No writer of any process can be at work while this holds the write lock: see above.
             self._patiently(lambda: writer.execute("BEGIN IMMEDIATE"))
@@ -377,12 +379,16 @@ class Database:
                     _, pages, _ = self._open_reader().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             finally:
                 self._roll_back(writer)
-        except sqlite3.Error as error:
-            # Nothing is lost by it.
-            _LOG.warning("%s", faults.translate(error, self.path, nothing_written=True))
-            self._schedule.put_off(writer.total_changes, self._wal_bytes())
+        except (sqlite3.Error, MemoryError) as error:
+            # Nothing is lost by it, and whoever wrote before it has succeeded.
+            self._schedule.put_off(changes, self._wal_bytes())
+            if isinstance(error, sqlite3.Error):
+                _LOG.warning("%s", faults.translate(error, self.path, nothing_written=True))
+            else:
+                with self._reading:
+                    self._close_reader()
         else:
-            self._schedule.done(writer.total_changes, self._wal_bytes(), pages)
+            self._schedule.done(changes, self._wal_bytes(), pages)
 
     def _wal_bytes(self) -> int:
         try:
