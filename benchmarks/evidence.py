@@ -22,6 +22,9 @@ from callbackq.testing.history import Arrival, History, Judgement
 
 _PORTIONS = 64
 _EXAMPLES = 5
+DEADLINE = timedelta(seconds=1)
+"""How long an attempt takes at most."""
+
 # After a freeze, what could not be recorded meanwhile is, by one after another.
 _TO_CATCH_UP = timedelta(seconds=1)
 
@@ -70,7 +73,7 @@ class Evidence:
 @frozen(kw_only=True)
 class Interruption:
     """
-    A dispatcher was killed, or stood still for longer than its locks live.
+    A dispatcher was killed, or stood still for longer than its locks live; or a server was away.
 
     Attributes:
         began: when, by the store's clock.
@@ -98,9 +101,16 @@ class Interruption:
     def holds_up(self, lock: CallbackLock) -> bool:
         """
         Tell whether it may be why another dispatcher's *lock* timed out: whoever is frozen in a transaction keeps
-        others from recording, in SQLite everybody. It must have been so when the lock's time was up, or just before.
+        others from recording, in SQLite everybody. That must have begun before the attempt had its result, and have
+        lasted until the lock's time was up, or nearly.
         """
-        return self.ended is not None and self.began <= lock.timeout <= self.ended + _TO_CATCH_UP
+        if self.ended is None or self.began > lock.acquired + DEADLINE + _TO_CATCH_UP:
+            return False
+        return self.began <= lock.timeout <= self.ended + _TO_CATCH_UP
+
+    def overlaps(self, lock: CallbackLock) -> bool:
+        """Tell whether some of a lock's life fell into it."""
+        return self.ended is not None and self.began <= lock.timeout and lock.acquired <= self.ended
 
     def is_late(self, started: float, lock: CallbackLock) -> bool:
         """Tell whether a request that started then, by the receivers' clock, left when it was over, and *lock*, too."""
@@ -116,8 +126,8 @@ class Verdict:
 
     Attributes:
         in_flight: locks whose dispatcher was killed, or frozen for longer than they live.
-        held_up: locks of other dispatchers that were abandoned because of one that was frozen. With *in_flight* this is
-            the bound of duplicates.
+        held_up: locks of other dispatchers that were abandoned because of one that was frozen, or while the server was
+            away. With *in_flight* this is the bound of duplicates.
         hit: interruptions that hit a dispatcher which held locks, by the machine's name and its number.
         abandoned_by_others: locks that were abandoned for another reason.
         undelivered: callbacks that ended otherwise than by an acceptance, though they may be tried again forever.
@@ -140,17 +150,11 @@ class Verdict:
     broken: Counter[str] = field(factory=Counter)
     examples: list[str] = field(factory=list)
 
-    def is_ok(self, *, may_abandon: bool = False) -> bool:
-        """
-        Tell whether no promise was broken.
-
-        Args:
-            may_abandon: dispatchers that nothing was done to may lose locks: the store was out of reach.
-        """
+    def is_ok(self) -> bool:
         # One network thread can stand still at one first byte.
         sent_once = max(self.sent_late.values(), default=0) <= 1
-        is_calm = may_abandon or not self.abandoned_by_others
-        return not self.broken and not self.undelivered and not self.unexplained and sent_once and is_calm
+        faults = self.undelivered or self.unexplained or self.abandoned_by_others
+        return not self.broken and not faults and sent_once
 
     def figures(self) -> dict[str, Any]:
         return {
@@ -163,7 +167,7 @@ class Verdict:
             "duplicates_bound": self.in_flight + self.held_up,
             "duplicates_unexplained": self.unexplained,
             "in_flight_when_interrupted": self.in_flight,
-            "held_up_by_a_freeze": self.held_up,
+            "held_up": self.held_up,
             "interruptions_with_work_in_flight": len(self.hit),
             "abandoned_by_others": self.abandoned_by_others,
             "late_outcomes_fenced": self.late,
@@ -186,13 +190,14 @@ class Verdict:
             self.examples.append(example)
 
 
-def judge(folder: Path, interruptions: dict[str, list[Interruption]]) -> Verdict:
+def judge(folder: Path, interruptions: dict[str, list[Interruption]], outages: Sequence[Interruption] = ()) -> Verdict:
     """
     Judge what lies in a folder.
 
     Args:
         folder: with all three kinds of evidence.
         interruptions: of each machine, by its name.
+        outages: when the server was away.
     """
     verdict = Verdict()
     arrivals, acknowledged, statuses = (Evidence(folder, kind) for kind in ("arrivals", "acknowledged", "statuses"))
@@ -203,6 +208,7 @@ def judge(folder: Path, interruptions: dict[str, list[Interruption]]) -> Verdict
             [codec.loads(text.encode(), CallbackStatus) for text in statuses.read(portion)],
             acknowledged.read(portion),
             interruptions,
+            outages,
         )
     return verdict
 
@@ -216,12 +222,13 @@ def _judge_portion(
     statuses: list[CallbackStatus],
     acknowledged: Iterable[str],
     interruptions: dict[str, list[Interruption]],
+    outages: Sequence[Interruption],
 ) -> None:
     freezes = [one for of_one in interruptions.values() for one in of_one if one.ended is not None]
     interrupted: dict[tuple[str, int], tuple[CallbackLock, tuple[str, int]]] = {}
     excused: set[tuple[str, int]] = set()
     for status in statuses:
-        verdict.undelivered += status.state is not CallbackState.SUCCEEDED
+        verdict.undelivered += not status.state.is_open and status.state is not CallbackState.SUCCEEDED
         verdict.late += sum(attempt.late for attempt in status.attempts)
         for lock in status.locks:
             number = _number_of(interruptions.get(lock.machine_name, ()), lock)
@@ -230,7 +237,7 @@ def _judge_portion(
                 verdict.in_flight += 1
             elif lock.ended is None or lock.completed:
                 continue
-            elif any(freeze.holds_up(lock) for freeze in freezes):
+            elif any(one.holds_up(lock) for one in freezes) or any(one.overlaps(lock) for one in outages):
                 verdict.held_up += 1
             else:
                 verdict.abandoned_by_others += 1

@@ -175,15 +175,17 @@ class Crew:
         self._guard.close()
 
     def _see_off(self, worker: Worker) -> None:
-        # One that was told to stop ends by itself, and says so by its exit code.
-        self.ended_badly += worker.join() != 0
+        # One that was told to stop ends by itself, and says so by its exit code; while it starts it can't.
+        self.ended_badly += worker.join() != 0 and worker.was_at_work
 
 
 class Restarts:
     """Restarts a server so many times, spread over the storm, while the storm goes on."""
 
-    def __init__(self, server: PostgreSQLServer | None, count: int) -> None:
+    def __init__(self, server: PostgreSQLServer | None, count: int, now: Callable[[], datetime]) -> None:
         self._server = server
+        self._now = now
+        self.outages: list[Interruption] = []
         self._count = count if server else 0
         self._ways = cycle(("fast", "immediate", "kill"))
         self._thread = threading.Thread()
@@ -200,11 +202,13 @@ class Restarts:
 
     def _restart(self, way: str) -> None:
         assert self._server
+        began = self._now()
         if way == "kill":
             self._server.kill()
         else:
             self._server.stop("fast" if way == "fast" else "immediate")
         self._server.start()
+        self.outages.append(Interruption(began=began, ended=self._now()))
 
     def finish(self) -> None:
         if self._thread.is_alive():
@@ -252,8 +256,8 @@ def storm(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     began = time.monotonic()
     with stores.ground(options) as place:
         setting = Setting(place.maker("storm"), timedelta(seconds=options.lease))
-        restarts = Restarts(place.server, options.server_restarts)
         with setting.make_store() as store:
+            restarts = Restarts(place.server, options.server_restarts, stores.clock_of(store))
             enqueuer = Enqueuer(store, acknowledged, witness, chance, options)
             with closing(Crew(setting, stores.clock_of(store), chance, options)) as dispatchers:
                 rage(store, dispatchers, enqueuer, restarts, options)
@@ -261,7 +265,7 @@ def storm(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             dump(store, folder)
     acknowledged.close()
     witness.close()
-    verdict = judge(folder, dispatchers.interruptions)
+    verdict = judge(folder, dispatchers.interruptions, restarts.outages)
     return {
         "store": options.store,
         "kills": dispatchers.done["kill"],
@@ -275,7 +279,7 @@ def storm(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "seconds_with_judgement": round(time.monotonic() - began, 1),
         "ended_badly": dispatchers.ended_badly,
-        "ok": verdict.is_ok(may_abandon=bool(restarts.done)) and not dispatchers.ended_badly,
+        "ok": verdict.is_ok() and not dispatchers.ended_badly,
     }
 
 

@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from contextlib import closing, suppress
@@ -14,7 +15,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from attrs import frozen
-from evidence import Interruption
+from evidence import DEADLINE, Interruption
 
 from callbackq import DataAccessError, Dispatcher, HTTPTransport, RetryPhase, TargetPolicy
 from callbackq.events import EventKind, ObservedEvent, Observer
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from stores import MakeStore, Store
 
-DEADLINE = timedelta(seconds=1)
 CONCURRENCY = 16
 RETRIES = (RetryPhase(retries=1000, delay=timedelta(milliseconds=20)),)
 # A server that is away for a moment is asked again after so long.
@@ -88,6 +88,8 @@ def dispatch(store: Store, machine_name: str, lease: timedelta, observer: Observ
 
 
 def work(setting: Setting, machine_name: str, line: Connection) -> None:
+    # Until there is a dispatcher that can stop.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     for name in ("callbackq", "psycopg"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with open_when_possible(setting.make_store) as store:
@@ -128,6 +130,9 @@ class Worker:
         setting: what it shares with others.
         machine_name: its name.
         now: the store's clock.
+
+    Attributes:
+        was_at_work: when it was asked to stop, it had locked something.
     """
 
     def __init__(self, setting: Setting, machine_name: str, now: Callable[[], datetime]) -> None:
@@ -138,6 +143,7 @@ class Worker:
         self._process.start()
         theirs.close()
         self._frozen_at: datetime | None = None
+        self.was_at_work = False
 
     def works(self) -> bool:
         """Tell whether it has locked something, and isn't frozen."""
@@ -151,6 +157,7 @@ class Worker:
 
     def stop(self) -> None:
         """Ask it to stop. It is over when it `has_ended`."""
+        self.was_at_work = self._line.poll()
         self._signal(signal.SIGTERM)
 
     def freeze(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
@@ -68,6 +68,7 @@ def judge(
     interruptions: dict[str, list[Any]],
     *,
     acknowledged: tuple[tuple[str, str], ...] = (),
+    outages: Sequence[Any] = (),
 ) -> Any:
     seen, stored, ended = (evidence.Evidence(folder, kind) for kind in ("arrivals", "acknowledged", "statuses"))
     for one in arrivals:
@@ -78,7 +79,7 @@ def judge(
         ended.ended(status)
     for kind in (seen, stored, ended):
         kind.close()
-    return evidence.judge(folder, interruptions)
+    return evidence.judge(folder, interruptions, outages)
 
 
 TAKEN_OVER = status("a", lock(1, 0, 3.5, "m1", completed=False), lock(2, 3.5, 4, "m2"))
@@ -151,14 +152,16 @@ def test_what_may_be_tried_forever_must_be_delivered(evidence: ModuleType, tmp_p
     assert not verdict.is_ok()
 
 
-def test_a_lock_that_was_abandoned_without_a_cause_is_not_well_unless_the_store_was_away(
-    evidence: ModuleType, tmp_path: Path
+@pytest.mark.parametrize(("ended", "is_ok"), [(None, False), (0.1, True), (-0.1, False)])
+def test_a_lock_may_be_abandoned_without_a_kill_only_if_the_server_was_away(
+    evidence: ModuleType, tmp_path: Path, ended: float | None, is_ok: bool
 ) -> None:
-    verdict = judge(evidence, tmp_path, TWICE[1:], [TAKEN_OVER], {})
+    outages = [] if ended is None else [evidence.Interruption(began=at(-1), ended=at(ended))]
 
-    assert verdict.abandoned_by_others == 1
-    assert not verdict.is_ok()
-    assert verdict.is_ok(may_abandon=True)
+    verdict = judge(evidence, tmp_path, TWICE[1:], [TAKEN_OVER], {}, outages=outages)
+
+    assert (verdict.abandoned_by_others, verdict.held_up) == ((0, 1) if is_ok else (1, 0))
+    assert verdict.is_ok() is is_ok
 
 
 def test_a_freeze_explains_what_other_dispatchers_could_not_record(evidence: ModuleType, tmp_path: Path) -> None:
@@ -170,10 +173,11 @@ def test_a_freeze_explains_what_other_dispatchers_could_not_record(evidence: Mod
     assert (verdict.in_flight, verdict.held_up) == (0, 1)
 
 
-def test_a_freeze_that_was_over_long_before_a_lock_of_others_timed_out_does_not_explain_it(
-    evidence: ModuleType, tmp_path: Path
+@pytest.mark.parametrize(("began", "ended"), [(0.5, 1.5), (2.9, 6.0)])
+def test_a_freeze_explains_no_lock_of_others_whose_result_it_did_not_keep_from_being_recorded(
+    evidence: ModuleType, tmp_path: Path, began: float, ended: float
 ) -> None:
-    frozen = {"m3": [evidence.Interruption(began=at(0.5), ended=at(1.5), resumed=1.5)]}
+    frozen = {"m3": [evidence.Interruption(began=at(began), ended=at(ended), resumed=ended)]}
 
     verdict = judge(evidence, tmp_path, TWICE, [TAKEN_OVER], frozen)
 
