@@ -99,7 +99,7 @@ BROKEN_BY = {
     "fencing": "a repeated record is answered as a lost lock",
     "verdict": "the retry delay is forgotten",
     "settled": "a late acceptance is forgotten",
-    "left locked": "a stop gives nothing back",
+    "stop": "a stop gives nothing back",
     "operator": "an operator may redeliver what was delivered",
     "purge": "callbacks are forgotten whatever they hold or owe",
     "sent without a lock": "recorded before it is sent",

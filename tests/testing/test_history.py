@@ -7,7 +7,16 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from attrs import evolve
 
-from callbackq.core.models import CallbackLock, CallbackRequest, CallbackState, CallbackStatus, FailedReason, RetryPhase
+from callbackq.core.models import (
+    AttemptFailure,
+    CallbackAttempt,
+    CallbackLock,
+    CallbackRequest,
+    CallbackState,
+    CallbackStatus,
+    FailedReason,
+    RetryPhase,
+)
 from callbackq.testing.history import RULES, Arrival, History, Judgement
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -203,3 +212,21 @@ def test_a_killed_dispatchers_request_may_be_accepted_after_its_successors() -> 
     statuses = replaced(CLEAN_STATUSES, 0, locks=(lock(1, 0, 0.95, completed=False), lock(2, 1, 1.5)))
 
     assert judge(slow, statuses, bound=1).broken() == {}
+
+
+def test_a_late_word_about_an_interruption_takes_nothing_from_the_attempts() -> None:
+    def attempt(status_code: int, *, late: bool = False) -> CallbackAttempt:
+        failure = None if status_code else AttemptFailure.INTERRUPTED
+        return CallbackAttempt(
+            status_code=status_code, time=START, duration=timedelta(0), failure=failure, late=late, machine_name="m"
+        )
+
+    def broken(*attempts: CallbackAttempt) -> dict[str, int]:
+        refused = [evolve(one, accepted=None) for one in CLEAN_ARRIVALS[:2]]
+        failed = {"state": CallbackState.FAILED, "failed_reason": FailedReason.EXHAUSTED, "attempts": attempts}
+        return judge([*refused, *CLEAN_ARRIVALS[2:]], replaced(CLEAN_STATUSES, 0, **failed)).broken()
+
+    assert broken(attempt(500), attempt(500)) == {}
+    assert broken(attempt(0, late=True), attempt(500), attempt(500)) == {}
+    assert broken(attempt(500, late=True), attempt(500)) == {"too few": 1}
+    assert broken(attempt(0), attempt(500)) == {"too few": 1}

@@ -215,16 +215,17 @@ class History:
     def _judge_retries(self, status: CallbackStatus, arrivals: list[Arrival]) -> None:
         arrivals = [arrival for arrival in arrivals if not self._is_stale(arrival)]
         # What a stop interrupted is not counted, and due again at once; the record doesn't say which request it was.
-        interrupted = sum(attempt.failure is AttemptFailure.INTERRUPTED for attempt in status.attempts)
+        kept = [attempt for attempt in status.attempts if not attempt.late]
+        interrupted = sum(attempt.failure is AttemptFailure.INTERRUPTED for attempt in kept)
         completed = {lock.token for lock in status.locks if lock.completed}
         phases = status.request.retry_phases
         counted = sum(arrival.token in completed for arrival in arrivals)
         if counted > attempts_allowed(phases) + interrupted:
             self._break("too many", status.id, f"{counted} requests where the phases allow {attempts_allowed(phases)}")
         # Of the record, since not every attempt reaches a receiver.
-        made = sum(not attempt.late for attempt in status.attempts) - interrupted
-        if status.failed_reason is FailedReason.EXHAUSTED and made < attempts_allowed(phases):
-            self._break("too few", status.id, f"{made} attempts where the phases allow {attempts_allowed(phases)}")
+        attempts = len(kept) - interrupted
+        if status.failed_reason is FailedReason.EXHAUSTED and attempts < attempts_allowed(phases):
+            self._break("too few", status.id, f"{attempts} attempts where the phases allow {attempts_allowed(phases)}")
         if interrupted:
             return
         made = 0

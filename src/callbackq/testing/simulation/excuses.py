@@ -13,10 +13,19 @@ __all__ = ["Excuses"]
 
 @mutable(eq=False)
 class _Hold:
-    """Who was given a token, how long it had been hindered by then, and whether the token's end was an excuse."""
+    """
+    What is known of a token.
+
+    Attributes:
+        holder: who was given it.
+        hindered_us: how long the holder had been hindered by then.
+        renews: the holder's own token that had timed out, and whose request goes on under this one.
+        at_end: whether there was an excuse when it ended; ``None`` as long as it has not.
+    """
 
     holder: Actor
     hindered_us: int
+    renews: int | None = None
     at_end: bool | None = None
 
 
@@ -41,14 +50,16 @@ class Excuses:
 
     def renewed(self, old: int, new: int) -> None:
         """A dispatcher was given its own lock anew: its request goes on under another token."""
+        self._holds[new].renews = old
         if old in self._untold:
             self._untold.add(new)
 
     def ended(self, token: int) -> None:
-        """What came of a token was committed: whatever befalls its holder from now on is no excuse."""
+        """A token's lock was ended or taken over: whatever befalls its holder from now on is no excuse."""
         hold = self._holds.get(token)
-        if hold is not None and hold.at_end is None:
+        while hold is not None and hold.at_end is None:
             hold.at_end = self._was_cut_short(hold)
+            hold = None if hold.renews is None else self._holds[hold.renews]
 
     def lost_answer(self, token: int) -> None:
         """The dispatcher can't know whether a token's request was accepted."""

@@ -38,7 +38,7 @@ RULES: Final = {
     "fencing": "a stale token changes nothing and is told so",
     "verdict": "what is recorded follows from what the receiver answered",
     "settled": "what was asked or learnt under a lock applies when it ends",
-    "left locked": "a stop leaves no lock behind, unless the store fails or the transport never tells",
+    "stop": "a stop begins nothing, lets end what may, interrupts in time, and leaves no lock, unless it is hindered",
     "operator": "an operator's wish does what the table of states says",
     "purge": "only finished callbacks are forgotten",
     "sent without a lock": "a request starts under the live lock of its queue's head",
@@ -150,6 +150,8 @@ class Ledger:
         if len(found) > limit:
             self.break_rule("lease", found[0].id, f"{len(found)} locks where {limit} were asked for")
         for one in found:
+            if holder.is_stopping:
+                self.break_rule("stop", one.id, "locked by a dispatcher that is to stop")
             self._take(self.accounts[one.id], one, holder, now)
         if len(found) < limit and not self.time_has_jumped:
             for queue in self._queues.values():
@@ -214,6 +216,9 @@ class Ledger:
                 f"{one.attempts_made} attempts, {one.abandoned} abandoned, number {one.sequence}; rightly "
                 f"{account.attempts_made}, {account.abandoned}, {account.sequence}",
             )
+        if account.state is CallbackState.LOCKED and not account.was_renewed:
+            self.excuses.ended(account.token)
+        self.excuses.given(token, holder)
         if account.was_renewed:
             self.excuses.renewed(account.token, token)
         account.state = CallbackState.LOCKED
@@ -221,7 +226,6 @@ class Ledger:
         account.tokens.append(token)
         account.timeout_us = now + self._lock_timeout_us
         account.holder = holder
-        self.excuses.given(token, holder)
 
     def _head(self, queue: list[Account]) -> Account | None:
         blocking = (one for one in queue if (one.is_open or one.holds) and not one.was_purged)
@@ -277,7 +281,7 @@ class Ledger:
         for account in self.accounts.values():
             is_left = account.state is CallbackState.LOCKED and account.holder is holder and not account.was_purged
             if is_left and not was_hindered and not self.excuses.allow_leaving(account.token):
-                self.break_rule("left locked", account.id, f"token {account.token}: nothing came in the way of its end")
+                self.break_rule("stop", account.id, f"token {account.token} is left, though nothing was in the way")
 
     def _apply(
         self, account: Account, wanted: Transition, result: Transition, *, is_result: bool, delay_us: int | None = None

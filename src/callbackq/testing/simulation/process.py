@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Final
 
 from callbackq.core.verdict import ResponsePolicy
 from callbackq.draining import Drain
@@ -19,6 +20,10 @@ from callbackq.testing.simulation.transport import SimulatedNotifier, SimulatedT
 from callbackq.testing.simulation.world import Actor, MachineClock, Strand, World
 
 __all__ = ["Process"]
+
+
+# How long it may take to record what a stop has interrupted, and a rest within.
+_GRACE_SECONDS: Final = 2.2
 
 
 class Process(Actor):
@@ -38,7 +43,7 @@ class Process(Actor):
         super().__init__(world, name, faults)
         self._on_end = on_end
         self._stops_at: float | None = None
-        self._hindered_before_us = 0
+        self._asked_at_us = self._hindered_before_us = 0
         self._restart_after = 0.0
         self._drain: Drain | None = None
         self.has_stopped = False
@@ -98,6 +103,9 @@ class Process(Actor):
         try:
             if self._stops_at is None:
                 return self.engine.step()
+            # From now on: a step that was under way when it was asked to stop may have acquired more.
+            self.is_stopping = True
+            self.transport.may_interrupt = self._clock.monotonic() >= self._stops_at
             if self._drain is None:
                 self._drain = Drain(self.engine, clock=self._clock, grace=self._clock.monotonic)
             wait = self._drain.step(self._stops_at)
@@ -112,6 +120,7 @@ class Process(Actor):
     def stop(self, seconds: float, restart_after: float) -> None:
         """Ask for a stop, and let another begin some time after it is over."""
         self._stops_at = self._clock.monotonic() + seconds
+        self._asked_at_us = self.world.now_us
         self._hindered_before_us = self.hindered_us
         self._restart_after = restart_after
         self.strand.wake(self.world.now_us)
@@ -127,7 +136,12 @@ class Process(Actor):
             f"unrecorded {report.unrecorded}",
         )
         self.has_stopped = True
-        self._ledger.stopped(self, was_hindered=self.hindered_us > self._hindered_before_us)
+        was_hindered = self.hindered_us > self._hindered_before_us or self.frozen_until_us > self._asked_at_us
+        assert self._stops_at is not None
+        late = self._clock.monotonic() - self._stops_at - _GRACE_SECONDS
+        if late > 0 and not was_hindered:
+            self._ledger.break_rule("stop", "", f"{self.name}: {late:.3f} s too late")
+        self._ledger.stopped(self, was_hindered=was_hindered)
         self._put_away()
         self._on_end(self, self._restart_after)
 

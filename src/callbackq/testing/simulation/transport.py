@@ -67,6 +67,9 @@ class SimulatedTransport:
         ledger: what hears of each arrival.
         deadline: the longest an attempt takes.
         behaviour_of: says how the next attempt of a callback fares.
+
+    Attributes:
+        may_interrupt: whether the process may interrupt requests.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class SimulatedTransport:
     ) -> None:
         self.deadline = deadline
         self.strand: Strand | None = None
+        self.may_interrupt = True
         self._actor = actor
         self._world: World = actor.world
         self._clock = clock
@@ -122,6 +126,8 @@ class SimulatedTransport:
             if under_way is None or under_way.behaviour.reaction is Reaction.STOLEN:
                 continue
             if under_way.has_begun:
+                if not self.may_interrupt:
+                    self._ledger.break_rule("stop", delivery.callback_id, "interrupted before the stop's time was up")
                 self._world.counts["interrupted"] += 1
                 self._lost_answer(delivery.token)
                 self._cut(under_way)

@@ -163,6 +163,7 @@ class Actor:
     Attributes:
         is_dead: it does nothing any more: it was killed, or has stopped in order.
         was_killed: the first of both.
+        is_stopping: it knows that it is to stop.
     """
 
     def __init__(self, world: World, name: str, faults: list[Fault]) -> None:
@@ -170,6 +171,7 @@ class Actor:
         self.name = name
         self.is_dead = False
         self.was_killed = False
+        self.is_stopping = False
         self.frozen_until_us = 0
         self._faults = faults
         self._hindered_us = 0
