@@ -10,8 +10,8 @@ MANY = --queues 2000 --alone 0.3 --backlog 2000 --pause 0.01 0.05
 FROZEN = --frozen 4 --processes 6 --lease 3 --pause 0.05 0.2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv format lint test system conformance cover docs bench bench-peers crash-points power-cuts storm soak
-.PHONY: hostile fuzz simulate demo check build clean
+.PHONY: help venv format lint test system thorough conformance cover docs bench bench-peers crash-points power-cuts
+.PHONY: storm soak hostile fuzz simulate demo check build clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,17 +32,20 @@ lint:  ## check form, lint and types
 	$(PYTHON) -m basedpyright
 
 test:  ## run the tests that need no real processes
-	$(PYTHON) -m pytest -q -n 2 -m "not system"
+	$(PYTHON) -m pytest -q -n 2 -m "not system and not thorough"
 
 system:  ## run the tests with real processes, sockets and kills
-	$(PYTHON) -m pytest -q -m system
+	$(PYTHON) -m pytest -q -m "system and not thorough"
+
+thorough:  ## run all tests, those, too, that try again what others try in short
+	$(PYTHON) -m pytest -q -n 2 -m ""
 
 conformance:  ## run the suite for stores on those shipped, and on the broken ones it must catch
-	$(PYTHON) -m pytest -q tests/stores tests/conformance
+	$(PYTHON) -m pytest -q -m "" tests/stores tests/conformance
 
 cover:  ## run all tests; every branch of the core and 95 % of the package must be taken
 	$(PYTHON) -m coverage erase
-	$(PYTHON) -m coverage run -m pytest -q -n 2 -k "$(TRACEABLE)"
+	$(PYTHON) -m coverage run -m pytest -q -n 2 -m "" -k "$(TRACEABLE)"
 	$(PYTHON) -m coverage combine -q
 	$(PYTHON) -m coverage report --fail-under=95
 	$(PYTHON) -m coverage report --include='*/callbackq/core/*' --fail-under=100

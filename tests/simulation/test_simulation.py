@@ -67,6 +67,7 @@ def test_a_seed_replays_byte_for_byte_in_another_process(store: str) -> None:
     assert hashlib.sha256(outputs[0]).digest() == hashlib.sha256(outputs[1]).digest()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "store"), [*((name, "memory") for name in PLANTED), *((name, "sqlite") for name in PLANTED_IN_SQL)]
 )

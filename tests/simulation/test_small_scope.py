@@ -16,6 +16,7 @@ def test_no_order_of_events_with_a_crash_breaks_a_promise() -> None:
     assert scope.endings > 200
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "rule", "crashes", "callbacks"),
     [

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from callbackq.dataaccess import DataAccess
 from callbackq.testing import DataAccessConformance, FakeClock
 
@@ -27,6 +29,7 @@ def example() -> type[DataAccess]:
 JSONFileDataAccess = example()
 
 
+@pytest.mark.thorough
 class TestJSONFile(DataAccessConformance):
     def make_data_access(self, clock: FakeClock) -> DataAccess:
         self.directory = tempfile.TemporaryDirectory()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from callbackq.testing import DataAccessConformance
 from support.postgres_stores import ConflictingHooks
 
 
+@pytest.mark.thorough
 class TestDistributedConformance(ConflictingHooks, DataAccessConformance):
     profile = "distributed"

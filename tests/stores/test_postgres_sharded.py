@@ -29,6 +29,7 @@ QUEUES = [f"queue {number}" for number in range(8)]
 STOPPED = 1
 
 
+@pytest.mark.thorough
 class TestTwoPostgreSQLServers(DataAccessConformance):
     one_order = False
     homes: ClassVar[list[tuple[PostgreSQL, str]]]

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
+
 from callbackq.dataaccess import DataAccess
 from callbackq.stores.memory import InMemoryDataAccess
 from callbackq.stores.sharded import ShardedDataAccess
@@ -22,6 +24,7 @@ class TestTwoMemoryStores(DataAccessConformance):
         return ShardedDataAccess([InMemoryDataAccess(clock=clock) for _ in range(2)], clock=clock)
 
 
+@pytest.mark.thorough
 class TestFourSQLiteFiles(DataAccessConformance):
     one_order = False
 

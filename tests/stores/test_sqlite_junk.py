@@ -53,6 +53,7 @@ def write(path: Path, statement: str, *, past_all_checks: bool) -> bool:
     return False
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("junk", JUNK)
 @pytest.mark.parametrize("column", COLUMNS)
 def test_a_damaged_row_holds_up_no_other_queue_and_fails_or_is_delivered(

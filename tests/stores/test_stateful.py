@@ -19,7 +19,7 @@ from callbackq.testing.stateful import DataAccessComparison
 from conformance import mutants
 
 # Thousands of operations, which take a while on a busy machine.
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.thorough]
 
 SETTINGS = settings(
     max_examples=60,

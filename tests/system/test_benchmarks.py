@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.thorough]
 
 SPEED = Path(__file__).parents[2] / "benchmarks" / "speed.py"
 # Some seconds each, beside what is like them.

@@ -42,6 +42,7 @@ def test_a_crash_at_any_boundary_of_postgresql_loses_and_reorders_nothing_and_co
     assert outcome["hit"] >= outcome["points"] // 40
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("fault", "found", "arguments"),

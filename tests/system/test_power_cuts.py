@@ -30,6 +30,7 @@ def test_nothing_acknowledged_is_lost_to_a_power_cut(journal: str) -> None:
     assert outcome["record"]["stored"] > 100
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("journal", ["wal", "rollback"])
 def test_a_store_that_may_lose_the_last_moments_loses_nothing_else(journal: str) -> None:
     outcome = power_cuts("--journal", journal, "--durability", "process")
@@ -38,6 +39,7 @@ def test_a_store_that_may_lose_the_last_moments_loses_nothing_else(journal: str)
     assert outcome["cuts_with_a_lost_tail"] > 20, "otherwise it proves nothing"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("arguments", "found"),
     [
