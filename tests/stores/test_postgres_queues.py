@@ -13,19 +13,22 @@ import psycopg
 import pytest
 from psycopg_pool import ConnectionPool
 
+from callbackq import Dispatcher
 from callbackq.core.lifecycle import Action
 from callbackq.core.models import CallbackState
 from callbackq.dataaccess import Acquired, AttemptRecord
 from callbackq.errors import TransientDataAccessError
+from callbackq.events import EventKind
 from callbackq.stores.postgres import PostgreSQLDataAccess
 from callbackq.stores.postgres import database as databases
 from callbackq.stores.postgres import transaction as transactions
 from callbackq.stores.postgres.claiming import Mark
 from callbackq.stores.postgres.transaction import PostgreSQLTransaction, Profile
 from callbackq.stores.sql.rows import Key, Row
-from callbackq.testing import FakeClock
+from callbackq.testing import FakeClock, ScriptedTransport
 from callbackq.testing.conformance.base import DELIVERED, LOCK_TIMEOUT, a_request, an_attempt
 from callbackq.testing.conformance.concurrency import race
+from support.dispatching import Witness
 from support.postgres import PostgreSQL, until
 from support.processes import LIMIT
 
@@ -444,6 +447,25 @@ def test_a_store_holds_no_more_connections_than_it_may(conninfo: str, most: int)
         unsubscribe()
 
     assert 1 <= held <= most
+
+
+def test_a_dispatcher_needs_two_connections_and_opens_no_third(conninfo: str) -> None:
+    with PostgreSQLDataAccess(conninfo) as enqueuer:
+        enqueuer.store_callback_requests([a_request(queue_id=f"queue {number % 5}") for number in range(40)])
+        enqueuer.store_callback_requests([a_request()] * 10)
+    witness = Witness()
+    with (
+        PostgreSQLDataAccess(conninfo) as store,
+        Dispatcher(store, transport=ScriptedTransport([500]), observer=witness),
+        transaction(conninfo) as connection,
+    ):
+        witness.wait_for(EventKind.FAILED, 1)
+        witness.wait_for(EventKind.SUCCEEDED, 49)
+        (held,) = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        ).fetchone() or (None,)
+
+    assert held == 2
 
 
 @pytest.mark.parametrize("profile", ["distributed"])
