@@ -31,6 +31,7 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from attrs import asdict, evolve, frozen
@@ -219,8 +220,10 @@ class Place:
                 watch_sqlite(boundaries)
                 kind = watched(kind, boundaries)
             return self.open(kind, "story", clock)
-        from callbackq.stores.postgres import PostgreSQLDataAccess
+        from callbackq.stores.postgres import PostgreSQLDataAccess, store
 
+        # Which searches there are must not depend on how long those before took. The process is this story's own.
+        store.time = SimpleNamespace(monotonic=clock.monotonic, time_ns=time.time_ns)  # type: ignore[assignment]
         kind = PostgreSQLDataAccess
         if boundaries:
             watch_postgres(boundaries)

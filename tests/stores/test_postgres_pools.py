@@ -118,3 +118,20 @@ def test_a_pool_is_refused_in_a_forked_process(conninfo: str) -> None:
 
         Child(lambda _: child()).finish()
         assert store.get_callback_status("a").id == "a"
+
+
+@pytest.mark.parametrize(("own", "name"), [("", "callbackq"), (" application_name=shop connect_timeout=3", "shop")])
+def test_what_the_host_has_set_for_its_connections_counts(conninfo: str, own: str, name: str) -> None:
+    with PostgreSQLDataAccess(f"{conninfo}{own}") as store:
+        status = store.store_callback_request(a_request())
+        with psycopg.connect(conninfo) as connection:
+            named = connection.execute(
+                "SELECT DISTINCT application_name FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            ).fetchall()
+        connections: Any = store._database._connections
+        (one,) = {connection.info.get_parameters()["connect_timeout"] for connection in connections._free}
+
+    assert named == [(name,)]
+    assert one == ("3" if own else "10")
+    assert status.state is CallbackState.WAITING

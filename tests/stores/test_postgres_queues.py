@@ -96,6 +96,33 @@ def _check_that_no_other_queue_is_held_up(store: PostgreSQLDataAccess, conninfo:
     assert "held-3" not in found
 
 
+@pytest.mark.parametrize("profile", ["distributed"])
+def test_without_skip_locked_the_waits_for_held_queues_do_not_add_up(
+    conninfo: str, profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[bool] = []
+    wait_a_moment = PostgreSQLTransaction._wait_a_moment
+
+    def noting(self: PostgreSQLTransaction, queues: set[Key]) -> bool:
+        waits.append(wait_a_moment(self, queues))
+        return waits[-1]
+
+    monkeypatch.setattr(PostgreSQLTransaction, "_wait_a_moment", noting)
+    queues = [f"queue {number}" for number in range(20)]
+    with PostgreSQLDataAccess(conninfo, profile=profile) as store, transaction(conninfo) as connection:
+        for queue in queues:
+            store.store_callback_requests([a_request(queue_id=queue)] * 2)
+        acquired = acquire(store)
+        for queue in queues[1:]:
+            store.store_callback_request(a_request(queue_id=queue), connection=connection)
+        waits.clear()
+        succeed(store, acquired)
+        assert waits.count(False) <= 6, "all together, and then five of them"
+        connection.commit()
+        found: set[str] = set()
+        until(lambda: found.update(one.queue_id for one in acquire(store)) or found == set(queues), "all queues")
+
+
 def test_claims_never_wait_for_a_held_queue_and_try_it_ever_more_seldom(
     conninfo: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

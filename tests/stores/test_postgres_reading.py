@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import closing
+from datetime import timedelta
 
 import psycopg
 import pytest
@@ -80,3 +81,14 @@ def test_behind_a_callback_that_has_ended_and_was_the_last_a_new_one_is_the_head
         application.commit()
 
         assert store.get_callback_status("new").blocked_by is None
+
+
+def test_a_reader_that_freezes_does_not_keep_the_server_from_cleaning_up_for_ever(conninfo: str) -> None:
+    with PostgreSQLDataAccess(conninfo, patience=timedelta(seconds=7)) as store:
+        limit = store._database.read(
+            lambda transaction: transaction._connection.execute(
+                "SELECT current_setting('idle_in_transaction_session_timeout')"
+            ).fetchone()
+        )
+
+    assert limit == ("7s",)

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol, TypeVar, cast
 
 import psycopg
 from psycopg.abc import PQGen
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool
 
@@ -46,6 +47,12 @@ _SETTINGS: Final[dict[str, Any]] = {
     "keepalives_count": 4,
     "tcp_user_timeout": 30_000,
 }
+
+
+def _settings(conninfo: str) -> dict[str, Any]:
+    """Give ours, where the host has not named its own."""
+    named = conninfo_to_dict(conninfo)
+    return {name: value for name, value in _SETTINGS.items() if name not in named}
 
 
 # Beyond the patience for locks, which the server itself keeps.
@@ -213,7 +220,7 @@ class OwnConnections(Connections):
             self._places.release()
 
     def connect(self) -> _Connection:
-        return faults.without_password(lambda: _Connection.connect(self._conninfo, **_SETTINGS))
+        return faults.without_password(lambda: _Connection.connect(self._conninfo, **_settings(self._conninfo)))
 
     def close(self) -> None:
         self._is_closed = True
@@ -283,7 +290,7 @@ class PoolConnections(Connections):
         pool = self._pool
         kwargs = pool.kwargs() if callable(pool.kwargs) else pool.kwargs
         conninfo = pool.conninfo() if callable(pool.conninfo) else pool.conninfo
-        settings = {**_SETTINGS, **(kwargs or {}), "autocommit": True}
+        settings = {**_settings(conninfo), **(kwargs or {}), "autocommit": True}
         return faults.without_password(lambda: pool.connection_class.connect(conninfo, **settings))
 
     def close(self) -> None:

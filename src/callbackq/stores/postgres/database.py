@@ -41,7 +41,10 @@ _BEGIN: Final[dict[Profile, str]] = {
     "distributed": "BEGIN ISOLATION LEVEL SERIALIZABLE; ",
 }
 # The second is for a client that freezes in the middle: the server ends its session, and others get its rows.
-_LIMITS: Final = "SET LOCAL lock_timeout = {patience}; SET LOCAL idle_in_transaction_session_timeout = {idle}; "
+_IDLE_LIMIT: Final = "SET LOCAL idle_in_transaction_session_timeout = {idle}; "
+_LIMITS: Final = "SET LOCAL lock_timeout = {patience}; " + _IDLE_LIMIT
+# What a frozen reader sees can't be cleaned up.
+_BEGIN_READING: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; " + _IDLE_LIMIT
 _LEAST_IDLE_MS: Final = 1_000
 
 
@@ -74,7 +77,9 @@ class Database:
         self._prepare = prepare
         self.statements = load(schema, profile)
         self._which_store = with_schema(_STORE, schema)
-        limits = _LIMITS.format(patience=self.patience_ms, idle=max(self.patience_ms, _LEAST_IDLE_MS))
+        idle = max(self.patience_ms, _LEAST_IDLE_MS)
+        limits = _LIMITS.format(patience=self.patience_ms, idle=idle)
+        self._begin_reading = _BEGIN_READING.format(idle=idle)
         self._begin = _BEGIN[profile] + limits + self.statements["now"].text
         self._forget()
 
@@ -132,7 +137,7 @@ class Database:
         def read_once() -> _T:
             with self._connection() as connection:
                 try:
-                    execute(connection, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                    execute(connection, self._begin_reading)
                     result = operation(self._transaction(connection, constants))
                     execute(connection, "COMMIT")
                 except BaseException as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from random import shuffle
 from typing import Any, Final, Literal
 
 import psycopg
@@ -26,6 +27,8 @@ _VALUE: Final = re.compile(r"(?<!:):([a-z_]+)")
 _BINARY: Final = frozenset({"body"})
 # How long the callbacks of all queues may wait for one queue, whose row somebody's open transaction may hold.
 _MOMENT_MS: Final = 100
+# How many held queues a transaction waits for, one after another; what is left is opened later.
+_MOST_HELD: Final = 5
 # Those that only insert, so that no plan can become a bad one as tables grow. Planning them took 0.5 ms of the server's
 # CPU for each callback that is stored alone, which is more than all the rest of storing it.
 _PREPARED: Final = frozenset({"store", "store_one", "add_history"})
@@ -141,9 +144,13 @@ class PostgreSQLTransaction(Transaction):
             if missing and wait == "a moment":
                 self._wait_a_moment(missing)
         elif missing and not self._wait_a_moment(missing):
-            # Nothing tells which of them are held: each by itself, so that those don't hold up the rest.
-            for queue in sorted(missing, key=str):
-                self._wait_a_moment({queue})
+            # Nothing tells which of them are held: each by itself, so that those don't hold up the rest. Not always the
+            # same first, since the waits must not add up.
+            queues = list(missing)
+            shuffle(queues)
+            held = 0
+            while queues and held < _MOST_HELD:
+                held += not self._wait_a_moment({queues.pop()})
         return wanted & self._locked
 
     def _wait_a_moment(self, queues: set[Key]) -> bool:
