@@ -16,7 +16,7 @@ from callbackq.core.lifecycle import Action
 from callbackq.core.models import CallbackState
 from callbackq.errors import DataAccessError, TransientDataAccessError
 from callbackq.events import EventKind
-from callbackq.stores.postgres import PostgreSQLDataAccess, connections
+from callbackq.stores.postgres import PostgreSQLDataAccess, connections, listener
 from callbackq.testing import ScriptedTransport
 from callbackq.testing.conformance.base import a_request
 from support.dispatching import Witness
@@ -263,3 +263,24 @@ def test_a_server_that_stands_still_holds_up_no_call_for_ever(
 
         assert len(raised) == 1
         assert store.get_callback_status("stored").state is CallbackState.WAITING
+
+
+def test_a_listener_notices_a_server_that_says_nothing_any_more(
+    postgres: PostgreSQL, migrated_database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "callbackq.stores")
+    monkeypatch.setattr(connections, "_LONGEST_SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(listener, "_PROBE_SECONDS", 0.05)
+    heard = threading.Semaphore(0)
+    with (
+        CuttingProxy(postgres.conninfo(migrated_database)) as proxy,
+        PostgreSQLDataAccess(proxy.conninfo, patience=timedelta(seconds=1)) as store,
+    ):
+        unsubscribe = store.subscribe(heard.release)
+        assert heard.acquire(timeout=LIMIT), "it listens"
+        proxy.stall()
+        until(lambda: "hints from PostgreSQL are interrupted" in caplog.text, "the listener to notice")
+        proxy.resume()
+
+        assert heard.acquire(timeout=LIMIT), "it listens again, and hints may have been missed"
+        unsubscribe()

@@ -220,7 +220,9 @@ class OwnConnections(Connections):
             self._places.release()
 
     def connect(self) -> _Connection:
-        return faults.without_password(lambda: _Connection.connect(self._conninfo, **_settings(self._conninfo)))
+        connection = faults.without_password(lambda: _Connection.connect(self._conninfo, **_settings(self._conninfo)))
+        connection.longest_silence_seconds = self._patience_seconds + _LONGEST_SILENCE_SECONDS
+        return connection
 
     def close(self) -> None:
         self._is_closed = True
@@ -236,7 +238,6 @@ class OwnConnections(Connections):
             pass
         try:
             connection = self.connect()
-            connection.longest_silence_seconds = self._patience_seconds + _LONGEST_SILENCE_SECONDS
             if leads_to_one_session(connection):
                 connection.prepare_threshold = 0
         except psycopg.Error as error:

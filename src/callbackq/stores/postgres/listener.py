@@ -26,6 +26,7 @@ _LOG: Final = logging.getLogger("callbackq.stores")
 _FIRST_REST_SECONDS: Final = 1.0
 _LONGEST_REST_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 5.0
+_PROBE_SECONDS: Final = 30.0
 
 
 class Hints:
@@ -141,7 +142,9 @@ class Listener:
             selector.register(connection, selectors.EVENT_READ)
             selector.register(self._told_to_stop, selectors.EVENT_READ)
             while not self._stop_asked.is_set():
-                # Without a deadline, as `stop` ends it, and the system when the server has vanished (keepalives).
-                selector.select()
+                # `stop` ends it, and the system when the server has vanished (keepalives). But what stands between may
+                # keep the line open: so the server is asked now and then, and must answer.
+                if not selector.select(_PROBE_SECONDS):
+                    connection.execute("SELECT 1")
                 if any(True for _ in connection.notifies(timeout=0)):
                     self._wake()
