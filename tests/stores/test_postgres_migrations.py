@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -14,6 +15,7 @@ from psycopg import sql
 
 from callbackq.errors import DataAccessError, InvalidRequestError, SchemaVersionError
 from callbackq.stores.postgres import PostgreSQLDataAccess, migrate, migration_sql
+from callbackq.stores.postgres import schema as schemas
 from callbackq.stores.postgres.schema import NEWEST_VERSION
 from callbackq.stores.postgres.transaction import Profile
 from callbackq.testing.conformance.base import DELIVERED, LOCK_TIMEOUT, a_request, an_attempt
@@ -92,6 +94,40 @@ def test_processes_that_migrate_at_the_same_time_all_succeed(conninfo: str, prof
 
     with PostgreSQLDataAccess(conninfo, profile=profile, may_migrate=False) as store:
         assert works(store)
+
+
+def test_who_freezes_while_migrating_keeps_nobody_waiting_for_ever(
+    conninfo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schemas, "_LIMIT_IDLENESS", "SET LOCAL idle_in_transaction_session_timeout = 300")
+    run, has_frozen, may_go_on = schemas._run, threading.Event(), threading.Event()
+    outcomes: list[BaseException | None] = []
+
+    def freezing(connection: Any, statement: str, *args: Any) -> Any:
+        cursor = run(connection, statement, *args)
+        if statement == schemas._LOCK_VERSION and threading.current_thread() is frozen:
+            has_frozen.set()
+            assert may_go_on.wait(LIMIT)
+        return cursor
+
+    def migrate_and_freeze() -> None:
+        try:
+            migrate(conninfo)
+        except DataAccessError as error:
+            outcomes.append(error)
+
+    monkeypatch.setattr(schemas, "_run", freezing)
+    frozen = threading.Thread(target=migrate_and_freeze)
+    frozen.start()
+    assert has_frozen.wait(LIMIT)
+
+    migrate(conninfo)
+    may_go_on.set()
+    frozen.join(LIMIT)
+
+    assert len(outcomes) == 1, "the server has ended its session"
+    with PostgreSQLDataAccess(conninfo, may_migrate=False) as store:
+        assert store.store_callback_request(a_request()).sequence == 1
 
 
 # What PostgreSQL says to the second of two that create the same thing: a schema, a table, its type, an index's row.

@@ -62,6 +62,7 @@ _CREATED_MEANWHILE: Final = (
     psycopg.errors.SerializationFailure,
 )
 _TRIES: Final = 5
+_LIMIT_IDLENESS: Final = "SET LOCAL idle_in_transaction_session_timeout = 60000"
 
 
 def schema_faults(schema: object) -> Iterator[Fault]:
@@ -172,6 +173,8 @@ def _migrate(connection: psycopg.Connection[Any], schema: str, profile: Profile)
     for statement in _VERSION_TABLE:
         _run(connection, statement, schema)
     with connection.transaction():
+        # Whoever freezes here must not keep the others from opening the store for ever.
+        _run(connection, _LIMIT_IDLENESS, schema)
         ((version, found),) = _run(connection, _LOCK_VERSION, schema).fetchall()
         _check_profile(found, profile)
         for steps in _MIGRATIONS[profile][version:]:
