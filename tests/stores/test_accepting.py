@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -264,7 +263,7 @@ def test_wrong_arguments_are_told_before_the_hosts_rules_are_asked(make_store: M
 
 def test_an_answer_that_was_meant_to_refuse_refuses(make_store: MakeStore) -> None:
     async def never_awaited(request: CallbackRequest) -> None:
-        await asyncio.sleep(0)
+        """Has not begun, so it can't have refused anything."""
 
     coroutines: list[Any] = []
     for accept in (lambda request: False, lambda request: coroutines.append(never_awaited(request)) or coroutines[-1]):

@@ -49,14 +49,14 @@ _SETTINGS: Final[dict[str, Any]] = {
 }
 
 
+# Beyond the patience for locks, which the server itself keeps.
+_LONGEST_SILENCE_SECONDS: Final = 60.0
+
+
 def _settings(conninfo: str) -> dict[str, Any]:
     """Give ours, where the host has not named its own."""
     named = conninfo_to_dict(conninfo)
     return {name: value for name, value in _SETTINGS.items() if name not in named}
-
-
-# Beyond the patience for locks, which the server itself keeps.
-_LONGEST_SILENCE_SECONDS: Final = 60.0
 
 
 class _Connection(psycopg.Connection[Any]):
@@ -291,8 +291,10 @@ class PoolConnections(Connections):
         pool = self._pool
         kwargs = pool.kwargs() if callable(pool.kwargs) else pool.kwargs
         conninfo = pool.conninfo() if callable(pool.conninfo) else pool.conninfo
-        settings = {**_settings(conninfo), **(kwargs or {}), "autocommit": True}
-        return faults.without_password(lambda: pool.connection_class.connect(conninfo, **settings))
+        own = {**(kwargs or {}), "autocommit": True}
+        return faults.without_password(
+            lambda: pool.connection_class.connect(conninfo, **{**_settings(conninfo), **own})
+        )
 
     def close(self) -> None:
         pass

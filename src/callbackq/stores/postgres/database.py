@@ -40,10 +40,10 @@ _BEGIN: Final[dict[Profile, str]] = {
     "postgres": "BEGIN ISOLATION LEVEL READ COMMITTED; ",
     "distributed": "BEGIN ISOLATION LEVEL SERIALIZABLE; ",
 }
-# The second is for a client that freezes in the middle: the server ends its session, and others get its rows.
+# For a client that freezes in the middle: the server ends its session. Then others get its rows, and what it might have
+# looked at can be cleaned up.
 _IDLE_LIMIT: Final = "SET LOCAL idle_in_transaction_session_timeout = {idle}; "
 _LIMITS: Final = "SET LOCAL lock_timeout = {patience}; " + _IDLE_LIMIT
-# What a frozen reader sees can't be cleaned up.
 _BEGIN_READING: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; " + _IDLE_LIMIT
 _LEAST_IDLE_MS: Final = 1_000
 

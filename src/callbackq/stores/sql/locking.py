@@ -50,7 +50,7 @@ def claim(transaction: Transaction, now: int, *, limit: int, take: Take) -> list
     claims: list[Claim] = []
     seen: set[Key] = set()
     while len(claims) < limit:
-        # All queues wait for a claim, so it waits for none.
+        # All queues wait for a claim, so it waits for none (for a few moments, where a server can't pass over rows).
         changes = Changes(now, wait="not at all")
         heads = transaction.all("due_heads", now=now, limit=limit - len(claims))
         requests = {head[0]: head[ROW_COLUMNS:] for head in heads}

@@ -189,16 +189,16 @@ class _Stage(DataAccess):
     def close(self) -> None: ...
 
     def store_callback_request(self, request: Any, *, id: Any = None) -> Any:
-        raise NotImplementedError
+        raise AssertionError("no engine calls this")
 
     def release_lock(self, acquired: Any, *, delay: Any = None) -> Any:
-        raise NotImplementedError
+        raise AssertionError("no engine calls this")
 
     def record_attempt(self, acquired: Any, attempt: Any, transition: Any) -> Any:
-        raise NotImplementedError
+        raise AssertionError("no engine calls this")
 
     def request_transition(self, id: Any, action: Any) -> Any:
-        raise NotImplementedError
+        raise AssertionError("no engine calls this")
 
 
 class _Sender:
