@@ -473,6 +473,25 @@ def test_one_error_after_another_of_any_statement_is_survived(
         check(result)
 
 
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_statement_that_somebody_breaks_off_has_written_nothing(
+    world: World, scenario: Callable[[World], Scenario]
+) -> None:
+    # By pg_cancel_backend, or a statement_timeout of the host's. Not tried again at once: that might take as long.
+    for statement in dict.fromkeys(statements_of(world, scenario)):
+        world.empty()
+        call, check = scenario(world)
+        before = world.contents()
+        fault = world.proxy.fail("57014", f"^{re.escape(statement)}$")
+        try:
+            result = call()
+        except TransientDataAccessError:
+            assert world.contents() == before
+            result = call()
+        fault.wait()
+        check(result)
+
+
 @pytest.mark.parametrize("scenario", COMMITTING)
 def test_an_error_of_any_commit_is_survived(world: World, scenario: Callable[[World], Scenario]) -> None:
     commits = [one for one in statements_of(world, scenario) if re.match(COMMIT, one)]
