@@ -16,7 +16,9 @@ from callbackq.core.lifecycle import Action
 from callbackq.core.models import CallbackState
 from callbackq.errors import DataAccessError, TransientDataAccessError
 from callbackq.events import EventKind
-from callbackq.stores.postgres import PostgreSQLDataAccess, connections, listener
+from callbackq.stores.postgres import PostgreSQLDataAccess, listener
+from callbackq.stores.postgres.connections import OwnConnections
+from callbackq.stores.postgres.cursors import execute
 from callbackq.testing import ScriptedTransport
 from callbackq.testing.conformance.base import a_request
 from support.dispatching import Witness
@@ -236,12 +238,12 @@ def test_calls_wait_for_each_others_connections_for_all_their_patience(
 
 @pytest.mark.parametrize("call", ["look", "write"])
 def test_a_server_that_stands_still_holds_up_no_call_for_ever(
-    postgres: PostgreSQL, migrated_database: str, monkeypatch: pytest.MonkeyPatch, call: str
+    postgres: PostgreSQL, migrated_database: str, call: str
 ) -> None:
-    monkeypatch.setattr(connections, "_LONGEST_SILENCE_SECONDS", 1.0)
+    patience, answer_timeout = timedelta(milliseconds=100), timedelta(seconds=1)
     with (
         CuttingProxy(postgres.conninfo(migrated_database)) as proxy,
-        PostgreSQLDataAccess(proxy.conninfo, patience=timedelta(milliseconds=100)) as store,
+        PostgreSQLDataAccess(proxy.conninfo, patience=patience, answer_timeout=answer_timeout) as store,
     ):
         store.store_callback_request(a_request(), id="stored")
         calls: dict[str, Callable[[], object]] = {
@@ -265,16 +267,28 @@ def test_a_server_that_stands_still_holds_up_no_call_for_ever(
         assert store.get_callback_status("stored").state is CallbackState.WAITING
 
 
+@pytest.mark.thorough
+def test_a_server_that_takes_long_and_says_so_is_waited_for(postgres: PostgreSQL, migrated_database: str) -> None:
+    own = OwnConnections(postgres.conninfo(migrated_database), most=1, patience_seconds=LIMIT, silence_seconds=2.0)
+    # More than the server keeps before it sends.
+    slowly = "SELECT repeat('x', 20000), pg_sleep(0.25) FROM generate_series(1, 12)"
+
+    with own.lend() as connection:
+        assert len(execute(connection, slowly).fetchall()) == 12
+    own.close()
+
+
 def test_a_listener_notices_a_server_that_says_nothing_any_more(
     postgres: PostgreSQL, migrated_database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "callbackq.stores")
-    monkeypatch.setattr(connections, "_LONGEST_SILENCE_SECONDS", 0.1)
     monkeypatch.setattr(listener, "_PROBE_SECONDS", 0.05)
     heard = threading.Semaphore(0)
     with (
         CuttingProxy(postgres.conninfo(migrated_database)) as proxy,
-        PostgreSQLDataAccess(proxy.conninfo, patience=timedelta(seconds=1)) as store,
+        PostgreSQLDataAccess(
+            proxy.conninfo, answer_timeout=timedelta(milliseconds=100), patience=timedelta(seconds=1)
+        ) as store,
     ):
         unsubscribe = store.subscribe(heard.release)
         assert heard.acquire(timeout=LIMIT), "it listens"

@@ -24,6 +24,7 @@ from callbackq.testing.conformance.base import a_request
 from support.dispatching import Witness
 from support.postgres import PostgreSQL, PostgreSQLServer, PostgreSQLServers
 from support.postgres_stores import empty, out_of_reach
+from support.processes import LIMIT
 
 QUEUES = [f"queue {number}" for number in range(8)]
 STOPPED = 1
@@ -111,3 +112,40 @@ def test_while_a_server_is_stopped_the_others_queues_are_delivered_and_then_all(
         statuses = list(store.list_callbacks())
         assert {status.state for status in statuses} == {CallbackState.SUCCEEDED}
         assert all(len(status.attempts) == 1 for status in statuses), "no fault of the store is an attempt"
+
+
+def test_while_a_server_stands_still_the_others_queues_are_delivered_under_their_first_locks(
+    postgres: PostgreSQL, migrated_database: str, start_postgres: Callable[[], PostgreSQLServer]
+) -> None:
+    server = start_postgres()
+    shards = [
+        PostgreSQLDataAccess(where, patience=timedelta(seconds=0.1), answer_timeout=timedelta(seconds=0.9))
+        for where in (postgres.conninfo(migrated_database), server.conninfo())
+    ]
+    healthy = [queue for queue in QUEUES if shard_of(queue, len(shards)) != STOPPED]
+    sick = [queue for queue in QUEUES if queue not in healthy]
+    witness, under_way, may_end = Witness(), threading.Event(), threading.Event()
+
+    def answer(delivery: Delivery) -> int:
+        if delivery.request.queue_id in sick:
+            under_way.set()
+            assert may_end.wait(LIMIT)
+        return 200
+
+    transport = ScriptedTransport([answer] * 100)
+    with (
+        ShardedDataAccess(shards) as store,
+        Dispatcher(store, transport=transport, observer=witness, poll_interval=timedelta(milliseconds=50)),
+    ):
+        store.store_callback_requests([a_request(queue_id=queue) for queue in sick])
+        assert under_way.wait(LIMIT)
+        with server.frozen():
+            may_end.set()
+            for round in range(3):
+                store.store_callback_requests([a_request(queue_id=queue) for queue in healthy])
+                witness.wait_for(EventKind.SUCCEEDED, (round + 1) * len(healthy))
+        witness.wait_for(EventKind.SUCCEEDED, 3 * len(healthy) + len(sick))
+        statuses = list(store.list_callbacks())
+
+    assert len(transport.deliveries) == len(statuses), "nothing was sent twice"
+    assert all(status.success and len(status.locks) == 1 for status in statuses)

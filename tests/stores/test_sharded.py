@@ -540,6 +540,27 @@ def test_results_for_a_shard_that_takes_long_to_fail_leave_the_others_their_turn
     assert [result.state for result in store.record_attempts(records)] == [CallbackState.SUCCEEDED] * 3
 
 
+def test_a_shard_that_took_long_to_fail_holds_up_neither_results_nor_locks_again_at_once(
+    store: Any, shards: list[FrailStore], clock: FakeClock
+) -> None:
+    one_in_each(store)
+    records = [AttemptRecord(acquired=one, attempt=None, transition=DELIVERED) for one in acquire(store)]
+    with shards[1].down(takes=timedelta(seconds=10)):
+        with pytest.raises(DataAccessError):
+            store.record_attempts(records)
+        began = clock.monotonic()
+        acquire(store)
+        store.next_due()
+        assert clock.monotonic() == began, "not asked"
+
+        clock.advance(95.0)
+        store.next_due()
+        asked = clock.monotonic()
+        with pytest.raises(TransientDataAccessError, match="took long to fail"):
+            store.record_attempts(records[1:2])
+        assert clock.monotonic() == asked > began + 100, "asked once"
+
+
 def test_a_call_that_needs_a_resting_shard_asks_it(store: Any, shards: list[FrailStore]) -> None:
     ids = one_in_each(store)
     with shards[1].down():

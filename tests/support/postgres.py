@@ -201,6 +201,20 @@ class PostgreSQLServer(PostgreSQL):
         """``kill -9`` the server. Returns when its last process is gone: they follow as soon as they notice."""
         self._end(signal.SIGKILL)
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Let all of its processes stand still: the system takes connections for it, and it says nothing."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        os.kill(self.pid, signal.SIGSTOP)  # first, so that there are no more children
+        processes = [self.pid, *map(int, children.read_text().split())]
+        for process in processes:
+            os.kill(process, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in reversed(processes):
+                os.kill(process, signal.SIGCONT)
+
     def restart(self, mode: Literal["fast", "immediate"] = "fast") -> None:
         self.stop(mode)
         self.start()

@@ -183,7 +183,9 @@ def enlisting(anywhere: DataAccess, connection: sqlite3.Connection, maybe: sqlit
 def on_postgres(pool: ConnectionPool[psycopg.Connection[Any]], connection: psycopg.Connection[Any]) -> None:
     store: SupportsEnlist[psycopg.Connection[Any]] = PostgreSQLDataAccess("dbname=shop", may_migrate=False)
     store.store_callback_request(CallbackRequest(url="https://receiver.example"), connection=connection)
-    with PostgreSQLDataAccess(pool, schema="hooks", profile="distributed", patience=timedelta(seconds=5)) as other:
+    with PostgreSQLDataAccess(
+        pool, schema="hooks", profile="distributed", answer_timeout=timedelta(seconds=5)
+    ) as other:
         assert_type(other, PostgreSQLDataAccess)
     PostgreSQLDataAccess("dbname=shop", profile="mysql")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     migrate("dbname=shop", schema="hooks")

@@ -49,10 +49,6 @@ _SETTINGS: Final[dict[str, Any]] = {
 }
 
 
-# Beyond the patience for locks, which the server itself keeps.
-_LONGEST_SILENCE_SECONDS: Final = 60.0
-
-
 def _settings(conninfo: str) -> dict[str, Any]:
     """Give ours, where the host has not named its own."""
     named = conninfo_to_dict(conninfo)
@@ -64,8 +60,9 @@ class _Connection(psycopg.Connection[Any]):
     A connection that is closed without a word when it is forgotten, in the process that made it.
 
     Attributes:
-        longest_silence_seconds: how long the server may leave a statement without an answer. The system would notice
-            a server that has vanished, not one that stands still (stopped, or on a disk that hangs).
+        longest_silence_seconds: how long the server may neither take nor give anything while an answer is due. The
+            system would notice a server that has vanished, not one that stands still (stopped, or on a disk that
+            hangs).
     """
 
     longest_silence_seconds: float | None = None
@@ -77,12 +74,15 @@ class _Connection(psycopg.Connection[Any]):
     def _until_silent(self, gen: PQGen[_T]) -> PQGen[_T]:
         if self.longest_silence_seconds is None:
             return (yield from gen)
-        end = time.monotonic() + self.longest_silence_seconds
+        limit = self.longest_silence_seconds
         try:
             wanted = next(gen)
+            end = time.monotonic() + limit
             while True:
                 ready = yield wanted
-                if not ready and time.monotonic() > end:
+                if ready:
+                    end = time.monotonic() + limit
+                elif time.monotonic() > end:
                     self.pgconn.finish()
                     raise faults.SilenceError("the server gives no answer")
                 wanted = gen.send(ready)
@@ -187,12 +187,14 @@ class OwnConnections(Connections):
         conninfo: where the server is.
         most: how many connections there may be.
         patience_seconds: how long to wait for one of them.
+        silence_seconds: how long the server may leave a statement without an answer.
     """
 
     keep_statements = True
 
-    def __init__(self, conninfo: str, *, most: int, patience_seconds: float) -> None:
+    def __init__(self, conninfo: str, *, most: int, patience_seconds: float, silence_seconds: float) -> None:
         self._conninfo = conninfo
+        self._silence_seconds = silence_seconds
         self._patience_seconds = patience_seconds
         self._places = threading.Semaphore(most)
         self.may_wait = threading.Semaphore(max(most - 1, 1))
@@ -221,7 +223,7 @@ class OwnConnections(Connections):
 
     def connect(self) -> _Connection:
         connection = faults.without_password(lambda: _Connection.connect(self._conninfo, **_settings(self._conninfo)))
-        connection.longest_silence_seconds = self._patience_seconds + _LONGEST_SILENCE_SECONDS
+        connection.longest_silence_seconds = self._silence_seconds
         return connection
 
     def close(self) -> None:

@@ -49,7 +49,7 @@ __all__ = ["PostgreSQLDataAccess"]
 
 _MOST_LOCKS: Final = 10_000
 _PURGE_BATCH: Final = 500
-_LONGEST_PATIENCE: Final = timedelta(hours=1)
+_LONGEST_WAIT: Final = timedelta(hours=1)
 
 # As many as distributed.sql walks over.
 _SHARDS: Final = 16
@@ -90,6 +90,9 @@ class PostgreSQLDataAccess(
             With a single one nobody listens, and polling finds what others store.
         patience: how long a call waits for a connection that other calls have, or for others' transactions, before it
             raises `TransientDataAccessError`. For a server that can't be reached it doesn't wait.
+        answer_timeout: for how long, beyond *patience*, the server may take a statement and say nothing, before a call
+            raises `DataAccessError` and its connection is closed: it is stopped, say, or its disk hangs. Connections
+            of a pool of the host's have no such limit.
         may_migrate: whether `open` may create and change the tables. Otherwise that is done with `migrate` or by hand.
         durability: what a commit survives as the server is set up; it can't be asked.
         clock: for tests: where time comes from instead of the server.
@@ -108,6 +111,7 @@ class PostgreSQLDataAccess(
         profile: Profile = "postgres",
         connections: int = 3,
         patience: timedelta = timedelta(seconds=10),
+        answer_timeout: timedelta = timedelta(seconds=10),
         may_migrate: bool = True,
         durability: Durability = Durability.POWER,
         clock: Clock | None = None,
@@ -115,7 +119,8 @@ class PostgreSQLDataAccess(
     ) -> None:
         refuse(
             [
-                *_faults(where, schema, profile, connections, patience, may_migrate, durability, clock),
+                *_faults(where, schema, profile, connections, may_migrate, durability, clock),
+                *_time_faults(patience=patience, answer_timeout=answer_timeout),
                 *check_accept(accept),
             ]
         )
@@ -125,7 +130,9 @@ class PostgreSQLDataAccess(
         self._is_distributed = profile == "distributed"
         listens = not self._is_distributed and (connections > 1 or not isinstance(where, str))
         self._database = Database(
-            connect=partial(_connections, where, most=connections - listens, patience=patience),
+            connect=partial(
+                _connections, where, most=connections - listens, patience=patience, answer_timeout=answer_timeout
+            ),
             schema=schema,
             profile=profile,
             patience=patience,
@@ -425,10 +432,13 @@ class PostgreSQLDataAccess(
         return hashlib.sha256(name.encode()).digest()[0] % _SHARDS if self._is_distributed else 0
 
 
-def _connections(where: str | ConnectionPool[Any], *, most: int, patience: timedelta) -> Connections:
+def _connections(
+    where: str | ConnectionPool[Any], *, most: int, patience: timedelta, answer_timeout: timedelta
+) -> Connections:
     seconds = patience.total_seconds()
     if isinstance(where, str):
-        return OwnConnections(where, most=most, patience_seconds=seconds)
+        silence = (patience + answer_timeout).total_seconds()
+        return OwnConnections(where, most=most, patience_seconds=seconds, silence_seconds=silence)
     return PoolConnections(where, patience_seconds=seconds)
 
 
@@ -442,7 +452,6 @@ def _faults(
     schema: object,
     profile: object,
     connections: object,
-    patience: object,
     may_migrate: object,
     durability: object,
     clock: object,
@@ -455,10 +464,14 @@ def _faults(
     yield from schemas.profile_faults(profile)
     if not isinstance(connections, int) or isinstance(connections, bool) or connections < 1:
         yield "connections", "must be a whole number, at least 1"
-    if not isinstance(patience, timedelta) or not timedelta(0) < patience <= _LONGEST_PATIENCE:
-        yield "patience", f"must be a timedelta, longer than nothing and at most {_LONGEST_PATIENCE}"
     yield from (("may_migrate", reason) for _, reason in check_bool(may_migrate))
     if not isinstance(durability, Durability):
         yield "durability", "must be a Durability"
     if clock is not None:
         yield from check_collaborator("clock", clock, "now", "monotonic", "boot_id")
+
+
+def _time_faults(**given: object) -> Iterator[Fault]:
+    for name, wait in given.items():
+        if not isinstance(wait, timedelta) or not timedelta(0) < wait <= _LONGEST_WAIT:
+            yield name, f"must be a timedelta, longer than nothing and at most {_LONGEST_WAIT}"

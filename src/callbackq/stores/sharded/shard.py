@@ -72,7 +72,8 @@ class Shard:
         try:
             result = call()
         except Exception as error:
-            self._rest(self._clock.monotonic() - began)
+            self._rest()
+            self._rest_from_slow_fault(began)
             self._failing_call = ended_by or name
             if not self._is_outage_told and self._may_tell("outage"):
                 self._is_outage_told = True
@@ -94,8 +95,7 @@ class Shard:
         try:
             return call()
         except Exception:
-            now = self._clock.monotonic()
-            self._results_rest_until = now + (now - began) * _RESULTS_REST_PER_SECOND_OF_FAULT
+            self._rest_from_slow_fault(began)
             raise
 
     def look(self) -> tuple[datetime | None, datetime]:
@@ -117,7 +117,7 @@ class Shard:
                 count,
             )
 
-    def _rest(self, took: float) -> None:
+    def _rest(self) -> None:
         self._failures += 1
         rest = backoff(
             self._failures,
@@ -125,8 +125,14 @@ class Shard:
             longest=_LONGEST_REST_SECONDS,
             random=random.random(),  # noqa: S311 - no secret
         )
-        slow = min(took * _REST_PER_SECOND_OF_FAULT, _LONGEST_REST_AFTER_SLOW_FAULT_SECONDS)
-        self._rests_until = self._clock.monotonic() + max(rest, slow)
+        self._rests_until = self._clock.monotonic() + rest
+
+    def _rest_from_slow_fault(self, began: float) -> None:
+        # From calls of both kinds: whoever met the one would be held up by the other right after.
+        now = self._clock.monotonic()
+        rest = min((now - began) * _REST_PER_SECOND_OF_FAULT, _LONGEST_REST_AFTER_SLOW_FAULT_SECONDS)
+        self._rests_until = max(self._rests_until, now + rest)
+        self._results_rest_until = now + (now - began) * _RESULTS_REST_PER_SECOND_OF_FAULT
 
     def _recover(self) -> None:
         self._failures = 0
