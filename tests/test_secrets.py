@@ -36,8 +36,8 @@ from callbackq import (
     SMTPNotifier,
     SQLiteDataAccess,
     TargetPolicy,
+    arguments,
     codec,
-    dataaccess,
 )
 from callbackq.core.models import CHECKS, Headers
 from callbackq.errors import InvalidRequestError, SignatureError
@@ -300,13 +300,13 @@ def test_every_model_of_a_callback_is_tried() -> None:
     assert set(CHECKS) <= set(VALID)
 
 
-@pytest.mark.parametrize("name", sorted(dataaccess._ARGUMENTS))
+@pytest.mark.parametrize("name", sorted(arguments._ARGUMENTS))
 def test_no_refusal_of_a_store_quotes_an_argument(name: str) -> None:
     with Watch() as watch:
         for wrong in wrong_values():
             with contextlib.suppress(InvalidRequestError):
                 try:
-                    dataaccess.check_arguments(**{name: wrong})
+                    arguments.check_arguments(**{name: wrong})
                 except InvalidRequestError as error:
                     watch.show("a refusal", error)
                     raise
