@@ -264,6 +264,41 @@ def _(original: Any, *args: Any, **kwargs: Any) -> Any:
     return original(*args, **{**kwargs, "retry_after": None})
 
 
+@planted(lifecycle, "delay_before_retry", "a retry waits for as long as the one after it")
+def _(original: Any, phases: Any, retry: int) -> Any:
+    return original(phases, retry) and (original(phases, retry + 1) or original(phases, retry))
+
+
+@planted(lifecycle, "delay_before_retry", "the last phase goes on for another retry")
+def _(original: Any, phases: Any, retry: int) -> Any:
+    delay = original(phases, retry)
+    return original(phases, retry - 1) if delay is None and retry > 1 else delay
+
+
+@planted(judging, "parse_retry_after", "a date in Retry-After is not understood")
+def _(original: Any, value: str, now: Any) -> Any:
+    return original(value, now) if value.isdigit() else None
+
+
+@planted(judging.Judge, "attempt", "nonsense from a transport counts as delivered")
+def _(original: Any, self: Any, outcome: object) -> Any:
+    attempt, retry_after = original(self, outcome)
+    return evolve(attempt, status_code=200, failure=None) if isinstance(outcome, str) else attempt, retry_after
+
+
+@planted(judging.Judge, "no_answer", "an attempt that never ends counts as delivered")
+def _(original: Any, self: Any, failure: AttemptFailure, detail: str = "") -> Any:
+    attempt = original(self, failure, detail)
+    return evolve(attempt, status_code=200, failure=None) if failure is AttemptFailure.TIMEOUT else attempt
+
+
+@planted(judging.Judge, "_attempt", "a refusal is taken for a time-out")
+def _(original: Any, self: Any, answer: Answer) -> Any:
+    attempt = original(self, answer)
+    is_refusal = attempt.status_code >= 400
+    return evolve(attempt, status_code=0, failure=AttemptFailure.TIMEOUT) if is_refusal else attempt
+
+
 @planted(judging, "after_attempt", "one attempt too few")
 def _(original: Any, *args: Any, **kwargs: Any) -> Any:
     return original(*args, **{**kwargs, "attempts_made": kwargs["attempts_made"] + 1})

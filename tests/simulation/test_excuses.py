@@ -37,7 +37,7 @@ def test_only_what_befalls_a_holder_while_it_holds_is_an_excuse(
     excuses.given(1, holder)
     if comes == "meanwhile":
         befall()
-    excuses.ended(1)
+    excuses.ended(1, timed_out=True)
     if comes == "afterwards":
         befall()
 
@@ -50,7 +50,7 @@ def test_a_request_that_goes_on_under_a_new_token_ends_with_that(holders: tuple[
     excuses.given(1, holder)
     excuses.given(2, holder)
     excuses.renewed(1, 2)
-    excuses.ended(2)
+    excuses.ended(2, timed_out=True)
     holder.die(1.0)
 
     assert not excuses.allow_another(1)

@@ -17,7 +17,6 @@ from typing import Final
 from attrs import field, frozen
 
 from callbackq.core.models import AttemptFailure, CallbackState, CallbackStatus, FailedReason
-from callbackq.core.retry import attempts_allowed, delay_before_retry
 
 __all__ = ["Arrival", "History", "Judgement", "Violation"]
 
@@ -218,14 +217,15 @@ class History:
         kept = [attempt for attempt in status.attempts if not attempt.late]
         interrupted = sum(attempt.failure is AttemptFailure.INTERRUPTED for attempt in kept)
         completed = {lock.token for lock in status.locks if lock.completed}
-        phases = status.request.retry_phases
+        delays = [phase.delay.total_seconds() for phase in status.request.retry_phases for _ in range(phase.retries)]
+        allowed = 1 + len(delays)
         counted = sum(arrival.token in completed for arrival in arrivals)
-        if counted > attempts_allowed(phases) + interrupted:
-            self._break("too many", status.id, f"{counted} requests where the phases allow {attempts_allowed(phases)}")
+        if counted > allowed + interrupted:
+            self._break("too many", status.id, f"{counted} requests where the phases allow {allowed}")
         # Of the record, since not every attempt reaches a receiver.
         attempts = len(kept) - interrupted
-        if status.failed_reason is FailedReason.EXHAUSTED and attempts < attempts_allowed(phases):
-            self._break("too few", status.id, f"{attempts} attempts where the phases allow {attempts_allowed(phases)}")
+        if status.failed_reason is FailedReason.EXHAUSTED and attempts < allowed:
+            self._break("too few", status.id, f"{attempts} attempts where the phases allow {allowed}")
         if interrupted:
             return
         made = 0
@@ -233,9 +233,11 @@ class History:
             if before.token not in completed:
                 continue
             made += 1
-            delay = delay_before_retry(phases, made)
+            # An attempt that never reached a receiver counts; a lock given back unused doesn't, and is completed, too.
+            # So this may be a later retry, and wait for as long as any of these.
+            possible = delays[made - 1 : sum(token <= before.token for token in completed)]
             waited = after.started - before.started
-            if delay is not None and waited < delay.total_seconds() - _ROUNDING_SECONDS:
+            if possible and waited < min(possible) - _ROUNDING_SECONDS:
                 self._break("too soon", status.id, f"retry {made} after {waited:.3f} s")
 
     def _judge_queue(self, arrivals: list[Arrival]) -> None:

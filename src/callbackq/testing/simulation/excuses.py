@@ -1,4 +1,7 @@
-"""For which requests the contract allows another: those cut short by a kill, a freeze, a stop or a lost answer."""
+"""
+For which requests the contract allows another: those whose dispatcher was killed, or was kept from its work (by
+standing still, or by a store that failed) until their locks had timed out, and those whose answers were lost.
+"""
 
 from __future__ import annotations
 
@@ -54,11 +57,13 @@ class Excuses:
         if old in self._untold:
             self._untold.add(new)
 
-    def ended(self, token: int) -> None:
+    def ended(self, token: int, *, timed_out: bool) -> None:
         """A token's lock was ended or taken over: whatever befalls its holder from now on is no excuse."""
         hold = self._holds.get(token)
         while hold is not None and hold.at_end is None:
-            hold.at_end = self._was_cut_short(hold)
+            hindered_us = hold.holder.hindered_us - hold.hindered_us
+            # In time, a result could be recorded all the same.
+            hold.at_end = hold.holder.was_killed or (timed_out and hindered_us >= self._long_us)
             hold = None if hold.renews is None else self._holds[hold.renews]
 
     def lost_answer(self, token: int) -> None:
@@ -72,11 +77,8 @@ class Excuses:
     def allow_another(self, token: int) -> bool:
         """Say whether what was accepted under a token may be sent again."""
         hold = self._holds[token]
-        return token in self._lost or (self._was_cut_short(hold) if hold.at_end is None else hold.at_end)
+        return token in self._lost or (hold.holder.was_killed if hold.at_end is None else hold.at_end)
 
     def allow_leaving(self, token: int) -> bool:
         """Say whether a stop may leave the lock with a token to time out, though the store works."""
         return token in self._untold
-
-    def _was_cut_short(self, hold: _Hold) -> bool:
-        return hold.holder.was_killed or hold.holder.hindered_us - hold.hindered_us >= self._long_us

@@ -217,7 +217,7 @@ class Ledger:
                 f"{account.attempts_made}, {account.abandoned}, {account.sequence}",
             )
         if account.state is CallbackState.LOCKED and not account.was_renewed:
-            self.excuses.ended(account.token)
+            self.excuses.ended(account.token, timed_out=account.timeout_us <= now + _ROUNDING_US)
         self.excuses.given(token, holder)
         if account.was_renewed:
             self.excuses.renewed(account.token, token)
@@ -235,7 +235,7 @@ class Ledger:
         """The end of a lock was committed, or refused."""
         id, token = record.acquired.id, record.acquired.lock.token
         account = self.accounts[id]
-        self.excuses.ended(token)
+        self.excuses.ended(token, timed_out=account.timeout_us <= self._now_us())
         wanted = record.transition
         if account.state is CallbackState.LOCKED and account.token == token and not account.was_purged:
             self.verdicts.judge(holder, account, record)
@@ -271,16 +271,16 @@ class Ledger:
                 return
             if delay_us > _LONGEST_PARKING_US:
                 self.break_rule("parked", account.id, f"given back for {delay_us / 1e6:.1f} s")
-            self.excuses.ended(token)
+            self.excuses.ended(token, timed_out=account.timeout_us <= self._now_us())
             self._apply(account, Transition(state=CallbackState.WAITING), result, is_result=False, delay_us=delay_us)
         elif not isinstance(result, LockLostError):
             self.break_rule("fencing", account.id, f"stale token {token} gave back the lock {account.token}")
 
-    def stopped(self, holder: Actor, *, was_hindered: bool) -> None:
-        """A dispatcher has stopped in order; it may have been hindered while it did."""
+    def stopped(self, holder: Actor) -> None:
+        """A dispatcher has stopped in order. A store that works must have taken all that it had to say in time."""
         for account in self.accounts.values():
-            is_left = account.state is CallbackState.LOCKED and account.holder is holder and not account.was_purged
-            if is_left and not was_hindered and not self.excuses.allow_leaving(account.token):
+            is_left = self.is_locked_by(account.id, account.token) and account.holder is holder
+            if is_left and not holder.meets_failing_store and not self.excuses.allow_leaving(account.token):
                 self.break_rule("stop", account.id, f"token {account.token} is left, though nothing was in the way")
 
     def _apply(
@@ -368,12 +368,17 @@ class Ledger:
 
     # Receivers.
 
+    def is_locked_by(self, id: str, token: int) -> bool:
+        """Whether a token's lock on a callback is live."""
+        account = self.accounts[id]
+        is_held = account.state is CallbackState.LOCKED and account.token == token and not account.was_purged
+        return is_held and account.timeout_us >= self._now_us()
+
     def arrived(self, arrival: Arrival) -> int:
         """A request reached its receiver. Returns its place among all arrivals."""
         self.arrivals.append(arrival)
         account = self.accounts[arrival.callback_id]
-        is_held = account.state is CallbackState.LOCKED and account.token == arrival.token
-        if not is_held or account.timeout_us < self._now_us():
+        if not self.is_locked_by(account.id, arrival.token):
             if (account.id, arrival.token) not in self.stale_requests:
                 self.break_rule(
                     "sent without a lock",

@@ -43,7 +43,7 @@ class Process(Actor):
         super().__init__(world, name, faults)
         self._on_end = on_end
         self._stops_at: float | None = None
-        self._asked_at_us = self._hindered_before_us = 0
+        self._hindered_before_us = 0
         self._restart_after = 0.0
         self._drain: Drain | None = None
         self.has_stopped = False
@@ -120,8 +120,8 @@ class Process(Actor):
     def stop(self, seconds: float, restart_after: float) -> None:
         """Ask for a stop, and let another begin some time after it is over."""
         self._stops_at = self._clock.monotonic() + seconds
-        self._asked_at_us = self.world.now_us
-        self._hindered_before_us = self.hindered_us
+        # A freeze is counted as a whole when it begins.
+        self._hindered_before_us = self.hindered_us - max(self.frozen_until_us - self.world.now_us, 0)
         self._restart_after = restart_after
         self.strand.wake(self.world.now_us)
 
@@ -136,12 +136,12 @@ class Process(Actor):
             f"unrecorded {report.unrecorded}",
         )
         self.has_stopped = True
-        was_hindered = self.hindered_us > self._hindered_before_us or self.frozen_until_us > self._asked_at_us
         assert self._stops_at is not None
-        late = self._clock.monotonic() - self._stops_at - _GRACE_SECONDS
-        if late > 0 and not was_hindered:
+        hindered = (self.hindered_us - self._hindered_before_us) / 1e6
+        late = self._clock.monotonic() - self._stops_at - hindered - _GRACE_SECONDS
+        if late > 0:
             self._ledger.break_rule("stop", "", f"{self.name}: {late:.3f} s too late")
-        self._ledger.stopped(self, was_hindered=was_hindered)
+        self._ledger.stopped(self)
         self._put_away()
         self._on_end(self, self._restart_after)
 

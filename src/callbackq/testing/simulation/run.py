@@ -140,7 +140,9 @@ class _Simulation:
         return CallbackRequest(
             url=f"http://receiver-{plan.host}.test/",
             queue_id=plan.queue,
-            retry_phases=[RetryPhase(retries=plan.retries, delay=timedelta(seconds=plan.delay))],
+            retry_phases=[
+                RetryPhase(retries=retries, delay=timedelta(seconds=delay)) for retries, delay in plan.phases
+            ],
             notification_email_address="ops@example.org" if plan.is_told else "",
             on_exhausted="hold" if plan.hold else "continue",
         )
@@ -173,6 +175,7 @@ class _Simulation:
             clock,
             self._ledger,
             deadline=timedelta(seconds=self._scenario.deadline),
+            lock_timeout=timedelta(seconds=self._scenario.lock_timeout),
             behaviour_of=self._behaviour_of,
         )
         process.begin(

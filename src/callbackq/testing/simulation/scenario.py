@@ -11,7 +11,7 @@ from enum import Enum
 from random import Random
 from typing import Final, Literal
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 __all__ = [
     "BEHAVIOURS",
@@ -35,6 +35,7 @@ class Reaction(Enum):
     ACCEPT = "accepts"
     ERROR = "answers 503"
     RETRY_AFTER = "answers 429 with Retry-After"
+    RETRY_AT = "answers 503 with Retry-After as a date"
     GONE = "answers 410"
     REDIRECT = "answers 302"
     SLOW = "accepts slowly"
@@ -45,11 +46,11 @@ class Reaction(Enum):
     DNS_HANG = "look-up hangs"
     NOT_SENT = "this machine has no descriptors left"
     NO_SECRETS = "the secrets are out of reach"
-    STOLEN = "accepts, and the transport never says so"
+    STOLEN = "the transport never says what came of it"
     TWICE = "accepts, and the transport says so twice"
-    LATE = "accepts, and the transport says so after the lock"
+    LATE = "the transport says what came of it after the lock"
     RAISE = "the transport raises"
-    GARBAGE = "accepts, and the transport returns nonsense"
+    GARBAGE = "the transport returns nonsense"
     POISON = "kills its dispatcher"
 
 
@@ -64,10 +65,12 @@ class Behaviour:
     Attributes:
         reaction: what happens.
         seconds: how long that takes, or what Retry-After says.
+        accepts: whether the receiver does, where the transport doesn't tell.
     """
 
     reaction: Reaction
     seconds: float
+    accepts: bool = True
 
 
 @frozen
@@ -77,8 +80,7 @@ class PlannedCallback:
 
     Attributes:
         queue: its queue; empty for one of its own.
-        retries: of its only phase.
-        delay: of its only phase, in seconds.
+        phases: of its retries: how many, and the delay in seconds.
         hold: whether it holds its queue when it fails for good.
         is_told: whether somebody wants an e-mail about that.
         host: which receiver.
@@ -86,8 +88,7 @@ class PlannedCallback:
     """
 
     queue: str
-    retries: int
-    delay: float
+    phases: tuple[tuple[int, float], ...]
     hold: bool
     is_told: bool
     host: int
@@ -265,7 +266,7 @@ def draw(seed: int, store: str = "memory") -> Scenario:
         max_abandoned=chance.choice((2, 3, 5)),
         horizon=horizon,
         machines=machines,
-        callbacks=callbacks,
+        callbacks=_varied(seed, callbacks),
         commands=tuple(commands),
         faults=tuple(faults),
     )
@@ -291,13 +292,32 @@ def _callback(chance: Random, queues: list[str], trials: float) -> PlannedCallba
         behaviours += [_behaviour(chance, Reaction.POISON)] * chance.randint(1, 6)
     return PlannedCallback(
         queue=chance.choice(queues) if chance.random() < 0.85 else "",
-        retries=chance.choice((0, 1, 2, 3)),
-        delay=chance.choice((1.0, 5.0, 20.0, 40.0)),
+        phases=((chance.choice((0, 1, 2, 3)), chance.choice((1.0, 5.0, 20.0, 40.0))),),
         hold=chance.random() < 0.25,
         is_told=chance.random() < 0.5,
         host=chance.choice((0, 0, 1)),
         behaviours=tuple(behaviours),
     )
+
+
+def _varied(seed: int, callbacks: tuple[PlannedCallback, ...]) -> tuple[PlannedCallback, ...]:
+    """Draw what was thought of later from a chance of its own, so that seeds stay what they were otherwise."""
+    chance = Random(f"{seed} varied")  # noqa: S311 - chance, not a secret
+
+    def behaviour(one: Behaviour) -> Behaviour:
+        if one.reaction is Reaction.RETRY_AFTER and chance.random() < 0.4:
+            return evolve(one, reaction=Reaction.RETRY_AT)
+        return evolve(one, accepts=chance.random() < 0.5)
+
+    def callback(one: PlannedCallback) -> PlannedCallback:
+        more = tuple(
+            (chance.choice((0, 1, 2)), chance.choice((0.0, 2.0, 10.0, 30.0)))
+            for _ in range(chance.choice((0, 0, 1, 2)))
+        )
+        phases = () if chance.random() < 0.1 else (*one.phases, *more)
+        return evolve(one, phases=phases, behaviours=tuple(behaviour(each) for each in one.behaviours))
+
+    return tuple(callback(one) for one in callbacks)
 
 
 def _behaviour(chance: Random, reaction: Reaction) -> Behaviour:

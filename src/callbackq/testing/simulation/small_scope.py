@@ -182,7 +182,7 @@ class _Explorer:
             found = True
             following = self._copy(state)
             self._arrive(following, flight)
-            yield f"c{flight.delivery.callback_id} arrives", following
+            yield f"{flight.delivery.callback_id} arrives", following
         if state.crashes < self._most_crashes:
             yield from self._crashes(state)
         if not found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from email.utils import format_datetime
 
 from attrs import mutable
 
@@ -13,6 +14,7 @@ from callbackq.notifier import FailureNotice
 from callbackq.testing.history import Arrival
 from callbackq.testing.simulation.ledger import Ledger
 from callbackq.testing.simulation.scenario import Behaviour, Reaction
+from callbackq.testing.simulation.verdicts import SILENCE
 from callbackq.testing.simulation.world import Actor, Killed, MachineClock, Strand, World, microseconds
 
 __all__ = ["MailServer", "SimulatedNotifier", "SimulatedTransport"]
@@ -20,6 +22,7 @@ __all__ = ["MailServer", "SimulatedNotifier", "SimulatedTransport"]
 _STATUS = {
     Reaction.ERROR: 503,
     Reaction.RETRY_AFTER: 429,
+    Reaction.RETRY_AT: 503,
     Reaction.GONE: 410,
     Reaction.REDIRECT: 302,
 }
@@ -39,7 +42,9 @@ _ACCEPTING = (
     Reaction.LATE,
     Reaction.GARBAGE,
 )
+_TELLS_NOTHING = (Reaction.STOLEN, Reaction.LATE, Reaction.GARBAGE)
 _NEVER_ARRIVES = (Reaction.HANG_UNREAD, Reaction.DNS_HANG, Reaction.RESET_BEFORE)
+_TELLS_WHEN = (Reaction.RETRY_AFTER, Reaction.RETRY_AT)
 _HANGS = (Reaction.HANG, Reaction.HANG_UNREAD, Reaction.DNS_HANG)
 # Names are looked up and connections made before the first byte goes out.
 _CONNECT_US = 3_000
@@ -66,6 +71,7 @@ class SimulatedTransport:
         clock: of its machine.
         ledger: what hears of each arrival.
         deadline: the longest an attempt takes.
+        lock_timeout: how long the process lets a transport go on that doesn't end an attempt when it is to.
         behaviour_of: says how the next attempt of a callback fares.
 
     Attributes:
@@ -79,9 +85,11 @@ class SimulatedTransport:
         ledger: Ledger,
         *,
         deadline: timedelta,
+        lock_timeout: timedelta,
         behaviour_of: Callable[[str], Behaviour],
     ) -> None:
         self.deadline = deadline
+        self._lock_timeout_us = microseconds(lock_timeout.total_seconds())
         self.strand: Strand | None = None
         self.may_interrupt = True
         self._actor = actor
@@ -103,9 +111,9 @@ class SimulatedTransport:
         self._actor.reach("before", "submit", id)
         behaviour = self._behaviour_of(id)
         self._world.counts[behaviour.reaction.value] += 1
-        self._ledger.verdicts.told(self._actor, id, None)
+        self._ledger.verdicts.told(self._actor, delivery, None)
         if behaviour.reaction is Reaction.RAISE:
-            self._ledger.verdicts.told(self._actor, id, self._answer(0, AttemptFailure.INTERNAL))
+            self._ledger.verdicts.told(self._actor, delivery, self._answer(0, AttemptFailure.INTERNAL))
             raise RuntimeError("simulated: a transport of the host's raises")
         if behaviour.reaction is Reaction.POISON:
             self._world.tell(self._actor.name, "KILLED BY A REQUEST", id, f"token {delivery.token}")
@@ -154,27 +162,27 @@ class SimulatedTransport:
         under_way.has_begun = True
         began_us = self._world.now_us
         # Should it stand still here for too long, the dispatcher may give it up without its word.
-        self._ledger.verdicts.told(actor, delivery.callback_id, "stands still at the first byte")
+        self._ledger.verdicts.told(self._actor, delivery, SILENCE)
         try:
             actor.reach("before", "first byte", delivery.callback_id)
-        except BaseException:  # killed here: nothing was sent
+        except Killed:  # nothing was sent
             return
         if self._world.now_us == began_us:
-            self._ledger.verdicts.told(actor, delivery.callback_id, None)
-        if self._world.now_us > began_us + 500_000:
+            self._ledger.verdicts.told(self._actor, delivery, None)
+        elif not self._ledger.is_locked_by(delivery.callback_id, delivery.token):
             # It stood still between its look at the clock and the first byte, which no design can rule out.
             self._ledger.stale_requests.add((delivery.callback_id, delivery.token))
             self._lost_answer(delivery.token)
         self._send(under_way, ends_us)
         try:
             actor.reach("after", "first byte", delivery.callback_id)
-        except BaseException:  # killed with the request under way
+        except Killed:  # with the request under way
             return
 
     def _send(self, under_way: _UnderWay, ends_us: int) -> None:
         world, delivery, behaviour = self._world, under_way.delivery, under_way.behaviour
         reaction = behaviour.reaction
-        answers_us = world.now_us + microseconds(0.0 if reaction is Reaction.RETRY_AFTER else behaviour.seconds)
+        answers_us = world.now_us + microseconds(0.0 if reaction in _TELLS_WHEN else behaviour.seconds)
         world.tell(
             self._actor.name,
             "sent",
@@ -183,10 +191,11 @@ class SimulatedTransport:
         )
         if reaction not in _NEVER_ARRIVES:
             is_accepted = reaction in _ACCEPTING and (answers_us <= ends_us or reaction is Reaction.STOLEN)
+            is_accepted = is_accepted and (behaviour.accepts or reaction not in _TELLS_NOTHING)
             self._arrive(under_way, answers_us if is_accepted else None)
         if reaction is Reaction.STOLEN:
             self._lost_answer(delivery.token)
-            self._ledger.verdicts.told(self._actor, delivery.callback_id, "will never tell")
+            self._ledger.verdicts.told(self._actor, delivery, SILENCE)
             self._ledger.excuses.never_told([delivery.token])
             return
         if reaction in _HANGS or answers_us > ends_us:
@@ -198,15 +207,15 @@ class SimulatedTransport:
             world.at(answers_us, lambda: self._end(under_way, self._answer(0, _FAILURE[reaction])))
         elif reaction is Reaction.LATE:
             self._lost_answer(delivery.token)
-            self._ledger.verdicts.told(self._actor, delivery.callback_id, "will tell too late")
+            self._ledger.verdicts.told(self._actor, delivery, SILENCE)
             self._ledger.excuses.never_told([delivery.token])
             late_us = self._clock.us_at(delivery.ends_at) + _LATE_US
-            world.at(late_us, lambda: self._end(under_way, self._answer(200)))
+            world.at(late_us, lambda: self._end(under_way, self._answer(200 if behaviour.accepts else 503)))
         elif reaction is Reaction.GARBAGE:
             self._lost_answer(delivery.token)
             world.at(answers_us, lambda: self._end(under_way, "no answer"))
         else:
-            headers = {"Retry-After": f"{behaviour.seconds:.0f}"} if reaction is Reaction.RETRY_AFTER else {}
+            headers = {"Retry-After": self._retry_after(behaviour)} if reaction in _TELLS_WHEN else {}
             status = _STATUS.get(reaction, 200)
             world.at(answers_us, lambda: self._end(under_way, self._answer(status, headers=headers)))
             if reaction is Reaction.TWICE:
@@ -258,10 +267,17 @@ class SimulatedTransport:
         if not is_repeated:
             under_way.is_over = True
             self._under_way.pop(under_way.delivery, None)
-            self._ledger.verdicts.told(actor, under_way.delivery.callback_id, outcome)
+            delivery = under_way.delivery
+            is_overdue = world.now_us >= self._clock.us_at(delivery.ends_at) + self._lock_timeout_us
+            self._ledger.verdicts.told(self._actor, delivery, outcome, is_overdue=is_overdue)
         under_way.done(outcome)  # type: ignore[arg-type]  # nonsense, too
         if self.strand is not None:
             self.strand.wake(world.now_us)
+
+    def _retry_after(self, behaviour: Behaviour) -> str:
+        if behaviour.reaction is Reaction.RETRY_AFTER:
+            return f"{behaviour.seconds:.0f}"
+        return format_datetime(self._clock.now() + timedelta(seconds=behaviour.seconds), usegmt=True)
 
     def _answer(
         self, status: int, failure: AttemptFailure | None = None, headers: dict[str, str] | None = None

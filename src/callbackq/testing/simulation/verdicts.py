@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
+from enum import Enum
 from typing import Final
 
-from callbackq.core.delivery import Answer, NotSent
+from callbackq.core.delivery import Answer, Delivery, NotSent
 from callbackq.core.lifecycle import Transition
 from callbackq.core.models import AttemptFailure, CallbackState, FailedReason
 from callbackq.dataaccess import AttemptRecord
 from callbackq.testing.simulation.account import Account
 from callbackq.testing.simulation.world import Actor
 
-__all__ = ["Verdicts"]
+__all__ = ["SILENCE", "Verdicts"]
 
 _HOUR_US: Final = 3_600_000_000
+_GIVEN_UP: Final = (0, AttemptFailure.TIMEOUT)
+
+
+class _Word(Enum):
+    SILENCE = "silence"
+
+
+SILENCE: Final = _Word.SILENCE
+"""What a transport says that never tells what came of an attempt, or too late."""
 
 
 class Verdicts:
@@ -31,15 +42,22 @@ class Verdicts:
         self._break_rule = break_rule
         self._max_abandoned = max_abandoned
         self._jitter = jitter
-        self._outcomes: dict[tuple[Actor, str], object] = {}
+        self._outcomes: dict[tuple[str, int], tuple[object, bool]] = {}
+        self._newest: dict[tuple[Actor, str], int] = {}
 
-    def told(self, holder: Actor, id: str, outcome: object) -> None:
+    def told(self, holder: Actor, delivery: Delivery, outcome: object, *, is_overdue: bool = False) -> None:
         """
         A dispatcher's transport told what came of an attempt.
 
-        Nothing (``None``) when it has just begun; any word when it will never tell.
+        Args:
+            holder: the dispatcher.
+            delivery: what it was given.
+            outcome: ``None`` when it has just begun, and `SILENCE` as soon as it may never tell.
+            is_overdue: so late that the dispatcher may have given the attempt up before.
         """
-        self._outcomes[holder, id] = outcome
+        self._outcomes[delivery.callback_id, delivery.token] = outcome, is_overdue
+        newest = self._newest.get((holder, delivery.callback_id), 0)
+        self._newest[holder, delivery.callback_id] = max(newest, delivery.token)
 
     def judge(self, holder: Actor, account: Account, record: AttemptRecord) -> None:
         """Judge the record of a live lock, before it is entered into the account."""
@@ -50,17 +68,17 @@ class Verdicts:
                 self._break_rule("verdict", account.id, f"ended unsent after {account.abandoned} abandoned locks")
             self._judge_failure(account, wanted)
             return
-        outcome = self._outcomes.get((holder, account.id))
+        # Whose own lock timed out goes on with its attempt when it is given another.
+        token = self._newest.get((holder, account.id), 0)
+        outcome, is_overdue = self._outcomes.get((account.id, token), (None, False))
         if outcome is None or isinstance(outcome, NotSent):
             what = "the transport has said nothing yet" if outcome is None else "nothing was sent"
             self._break_rule("verdict", account.id, f"recorded as an attempt, though {what}")
             return
-        status, failure = attempt.status_code, attempt.failure
-        if isinstance(outcome, Answer) and failure is not AttemptFailure.TIMEOUT:
-            if (status, failure) != (outcome.status_code, outcome.failure):
-                self._break_rule("verdict", account.id, f"{status} {failure} recorded, not {outcome.status_code}")
-            status, failure = outcome.status_code, outcome.failure
-        self._judge_transition(account, wanted, status, failure, outcome)
+        rightly, recorded = _what_to_record(outcome), (attempt.status_code, attempt.failure)
+        if recorded != rightly and not (is_overdue and recorded == _GIVEN_UP):
+            self._break_rule("verdict", account.id, f"{_words(recorded)} recorded, not {_words(rightly)}")
+        self._judge_transition(account, wanted, *recorded, outcome)
 
     def _judge_transition(
         self,
@@ -70,26 +88,28 @@ class Verdicts:
         failure: AttemptFailure | None,
         outcome: object,
     ) -> None:
-        phase = account.request.retry_phases[0] if account.request.retry_phases else None
-        is_last = phase is None or account.attempts_made >= phase.retries
+        delays = [phase.delay for phase in account.request.retry_phases for _ in range(phase.retries)]
+        is_last = account.attempts_made >= len(delays)
         if failure is AttemptFailure.INTERRUPTED:
             if wanted.state is not CallbackState.WAITING or wanted.counted or wanted.delay:
                 self._break_rule("verdict", account.id, "an interrupted attempt must count as none, and be due at once")
         elif 200 <= status <= 299:
             if wanted.state is not CallbackState.SUCCEEDED:
                 self._break_rule("verdict", account.id, f"{wanted.state.value} after {status}")
-        elif status == 410 or is_last or phase is None:
+        elif status == 410 or is_last:
             reason = FailedReason.REFUSED if status == 410 else FailedReason.EXHAUSTED
             if wanted.state is not CallbackState.FAILED or wanted.failed_reason is not reason or not wanted.counted:
                 self._break_rule("verdict", account.id, f"{wanted.state.value} after the last attempt")
             self._judge_failure(account, wanted)
         else:
-            asked = outcome.response.headers.get("Retry-After") if isinstance(outcome, Answer) else None
-            self._judge_retry(account, wanted, round(phase.delay.total_seconds() * 1e6), asked)
+            # Nothing but an answer that was told in time can ask for a delay.
+            told = outcome if isinstance(outcome, Answer) and failure is outcome.failure else None
+            delay_us = round(delays[account.attempts_made].total_seconds() * 1e6)
+            self._judge_retry(account, wanted, delay_us, None if told is None else _asked_us(told))
 
-    def _judge_retry(self, account: Account, wanted: Transition, least_us: int, asked: str | None) -> None:
-        if asked is not None:
-            least_us = max(least_us, min(int(asked) * 1_000_000, max(2 * least_us, _HOUR_US)))
+    def _judge_retry(self, account: Account, wanted: Transition, least_us: int, asked_us: int | None) -> None:
+        if asked_us is not None:
+            least_us = max(least_us, min(asked_us, max(2 * least_us, _HOUR_US)))
         delay_us = round(wanted.delay.total_seconds() * 1e6)
         if wanted.state is not CallbackState.WAITING or not wanted.counted:
             self._break_rule("verdict", account.id, f"{wanted.state.value} with retries left")
@@ -101,3 +121,23 @@ class Verdicts:
             self._break_rule("verdict", account.id, "its queue is not as it wishes")
         if wanted.notify != bool(account.request.notification_email_address):
             self._break_rule("verdict", account.id, "its e-mail is forgotten, or nobody wanted it")
+
+
+def _what_to_record(outcome: object) -> tuple[int, AttemptFailure | None]:
+    if isinstance(outcome, Answer):
+        return outcome.status_code, outcome.failure
+    return _GIVEN_UP if outcome is SILENCE else (0, AttemptFailure.INTERNAL)
+
+
+def _asked_us(answer: Answer) -> int | None:
+    """Read how long a receiver asks to be left alone: in seconds, or until a date."""
+    asked = answer.response.headers.get("Retry-After")
+    if asked is None or asked.isdigit():
+        return None if asked is None else int(asked) * 1_000_000
+    date = datetime.strptime(asked, "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=UTC)
+    return max(round((date - answer.time).total_seconds() * 1e6), 0)
+
+
+def _words(recorded: tuple[int, AttemptFailure | None]) -> str:
+    status, failure = recorded
+    return failure.value if failure else str(status)

@@ -255,6 +255,11 @@ class Actor:
         under_way = (since for since in (self._store_failed_at_us, self._pausing_since_us) if since is not None)
         return self._hindered_us + sum(self.world.now_us - since for since in under_way)
 
+    @property
+    def meets_failing_store(self) -> bool:
+        """Whether the store has failed it, and not worked for it since."""
+        return self._store_failed_at_us is not None
+
     def met_store(self, *, failed: bool) -> None:
         """Note how the store fared."""
         if failed and self._store_failed_at_us is None:
