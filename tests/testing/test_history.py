@@ -263,9 +263,7 @@ def test_a_late_word_about_an_interruption_takes_nothing_from_the_attempts() -> 
 
 def alone(state: CallbackState, reason: FailedReason | None, *locks: CallbackLock, **changes: Any) -> CallbackStatus:
     """The only callback of its queue, which has no acceptance in its record."""
-    return evolve(
-        status("a", 1, *locks), **{"state": state, "failed_reason": reason, "attempts": (), **changes}
-    )
+    return evolve(status("a", 1, *locks), **{"state": state, "failed_reason": reason, "attempts": (), **changes})
 
 
 def broken_alone(one: CallbackStatus, *arrivals: Arrival, **known: Any) -> dict[str, int]:
@@ -299,6 +297,17 @@ def test_only_a_final_answer_is_a_refusal(attempts: list[CallbackAttempt], is_bo
     refused = alone(FAILED, FailedReason.REFUSED, lock(1, 0, 0.5), lock(2, 1, 1.5), attempts=attempts)
 
     assert broken_alone(refused) == ({} if is_borne_out else {"unfounded": 1})
+
+
+def test_whose_attempts_never_arrive_has_them_counted_all_the_same() -> None:
+    locks = (lock(1, 0, 0.5), lock(2, 1, 1.5))
+
+    def broken(*attempts: CallbackAttempt) -> dict[str, int]:
+        return broken_alone(alone(FAILED, FailedReason.EXHAUSTED, *locks, attempts=attempts))
+
+    unreachable = attempt(0, failure=AttemptFailure.CONNECT)
+    assert broken(unreachable, unreachable) == {}
+    assert broken(unreachable) == {"too few": 1}
 
 
 def test_which_answers_are_final_is_the_hosts_choice() -> None:
@@ -372,9 +381,7 @@ def two(first: CallbackStatus, *locks: CallbackLock, **changes: Any) -> list[Cal
     return [first, evolve(status("b", 2, *(locks or (lock(3, 1.2, 1.4),))), **changes)]
 
 
-EXHAUSTED = alone(
-    FAILED, FailedReason.EXHAUSTED, lock(1, 0, 0.5), lock(2, 3, 3.5), attempts=[attempt(500), attempt(0)]
-)
+EXHAUSTED = alone(FAILED, FailedReason.EXHAUSTED, lock(1, 0, 0.5), lock(2, 3, 3.5), attempts=[attempt(500), attempt(0)])
 FIRST_OF_A, ONLY_OF_B = arrival("a", 1, 1, 0.0, None), arrival("b", 2, 3, 1.2)
 
 

@@ -19,7 +19,6 @@ from attrs import field, frozen
 
 from callbackq.core.models import (
     NEVER,
-    AttemptFailure,
     CallbackAttempt,
     CallbackLock,
     CallbackState,
@@ -247,6 +246,12 @@ class History:
                 self._break("unfounded", status.id, f"refused, says the store; {answer}")
         elif status.failed_reason is FailedReason.ABANDONED and all(lock.completed for lock in status.locks):
             self._break("unfounded", status.id, "abandoned, says the store; its holders ended all of its locks")
+        elif status.failed_reason is FailedReason.EXHAUSTED and status.id not in self._redelivered:
+            # Of the record, since not every attempt reaches a receiver.
+            attempts = sum(attempt.is_counted for attempt in status.attempts)
+            allowed = attempts_allowed(status.request.retry_phases)
+            if attempts < allowed:
+                self._break("too few", status.id, f"{attempts} attempts where the phases allow {allowed}")
 
     def _judge_success(self, status: CallbackStatus, arrivals: list[Arrival]) -> None:
         if not _acceptances(arrivals):
@@ -256,10 +261,11 @@ class History:
 
     def _judge_denial(self, status: CallbackStatus, arrivals: list[Arrival]) -> None:
         """Judge that a callback does not count as delivered."""
-        kept = [attempt for attempt in status.attempts if not attempt.late]
-        if any(attempt.is_counted and _is_acceptance(attempt) for attempt in kept):
+        if any(attempt.is_counted and _is_acceptance(attempt) for attempt in status.attempts):
             self._break("contradiction", status.id, f"{status.state.value}, though it was accepted, by its record")
-        # Attempts don't name their locks. They stand in the same order, but what was given back has no attempt.
+        # Late attempts belong to locks that were abandoned, all others each to a completed one. They don't
+        # name it, but stand in the same order; only what was given back unsent has none.
+        kept = [attempt for attempt in status.attempts if not attempt.late]
         completed = [lock.token for lock in status.locks if lock.completed]
         without = len(completed) - len(kept)
         for arrival in arrivals:
@@ -288,17 +294,12 @@ class History:
     def _judge_retries(self, status: CallbackStatus, arrivals: list[Arrival]) -> None:
         arrivals = [arrival for arrival in arrivals if not self._is_stale(arrival)]
         # What a stop interrupted is not counted, and due again at once; the record doesn't say which request it was.
-        kept = [attempt for attempt in status.attempts if not attempt.late]
-        interrupted = sum(attempt.failure is AttemptFailure.INTERRUPTED for attempt in kept)
+        interrupted = sum(not attempt.late and not attempt.is_counted for attempt in status.attempts)
         completed = {lock.token for lock in status.locks if lock.completed}
         phases = status.request.retry_phases
         counted = sum(arrival.token in completed for arrival in arrivals)
         if counted > attempts_allowed(phases) + interrupted:
             self._break("too many", status.id, f"{counted} requests where the phases allow {attempts_allowed(phases)}")
-        # Of the record, since not every attempt reaches a receiver.
-        attempts = len(kept) - interrupted
-        if status.failed_reason is FailedReason.EXHAUSTED and attempts < attempts_allowed(phases):
-            self._break("too few", status.id, f"{attempts} attempts where the phases allow {attempts_allowed(phases)}")
         if interrupted:
             return
         made = 0
@@ -366,8 +367,8 @@ class History:
         return max((lock.ended for lock in status.locks if lock.ended is not None), default=NEVER)
 
     def _judge_takeovers(self, excused: Collection[tuple[str, int]]) -> None:
-        # A store that sees the death of a dispatcher may bring the timeouts of its locks forward to that moment. So how
-        # long they would have lived is also taken from those that their holders ended.
+        # A store that sees the death of a dispatcher may bring the timeouts of its locks forward to that moment, as
+        # SQLite's does. So how long they would have lived is also taken from those that their holders ended.
         leases: dict[str, timedelta] = {}
         for status in self._statuses.values():
             for lock in status.locks:
