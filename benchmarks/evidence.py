@@ -131,7 +131,6 @@ class Verdict:
         hit: interruptions that hit a dispatcher which held locks, by the machine's name and its number.
         abandoned_by_others: locks that were abandoned for another reason.
         undelivered: callbacks that ended otherwise than by an acceptance, though they may be tried again forever.
-        unexplained: acceptances after one under a lock that is none of these.
         late: outcomes that came when the lock was lost, and changed nothing.
         sent_late: requests of dispatchers that stood still between their last look at the clock and the first byte.
     """
@@ -144,7 +143,6 @@ class Verdict:
     hit: set[tuple[str, int]] = field(factory=set)
     abandoned_by_others: int = 0
     undelivered: int = 0
-    unexplained: int = 0
     late: int = 0
     sent_late: Counter[tuple[str, int]] = field(factory=Counter)
     broken: Counter[str] = field(factory=Counter)
@@ -153,7 +151,7 @@ class Verdict:
     def is_ok(self) -> bool:
         # One network thread can stand still at one first byte.
         sent_once = max(self.sent_late.values(), default=0) <= 1
-        faults = self.undelivered or self.unexplained or self.abandoned_by_others
+        faults = self.undelivered or self.abandoned_by_others
         return not self.broken and not faults and sent_once
 
     def figures(self) -> dict[str, Any]:
@@ -161,11 +159,11 @@ class Verdict:
             "callbacks": self.callbacks,
             "requests": self.arrivals,
             "lost": self.broken["lost"] + self.broken["not drained"] + self.undelivered,
-            "misordered": self.broken["order"] + self.broken["early start"] + self.broken["stale"],
-            "overlapping_locks": self.broken["lock overlap"],
+            "misordered": sum(self.broken[rule] for rule in ("order", "early start", "early lock", "stale")),
+            "overlapping_locks": self.broken["lock overlap"] + self.broken["takeover"],
             "duplicates": self.duplicates,
             "duplicates_bound": self.in_flight + self.held_up,
-            "duplicates_unexplained": self.unexplained,
+            "duplicates_unexplained": self.broken["duplicates"],
             "in_flight_when_interrupted": self.in_flight,
             "held_up": self.held_up,
             "interruptions_with_work_in_flight": len(self.hit),
@@ -251,23 +249,8 @@ def _judge_portion(
             verdict.sent_late[cause] += 1
             verdict.show(f"{arrival} was sent late, under {held}")
     verdict.hit.update(cause for _, cause in interrupted.values())
-    verdict.unexplained += _unexplained(arrivals, excused)
-    bound = len(excused)
-    history = History(arrivals, statuses, acknowledged=acknowledged, duplicates_bound=bound, stale_requests=stale)
+    history = History(arrivals, statuses, acknowledged=acknowledged, stale_requests=stale, excused=excused)
     verdict.add(history.judge())
-
-
-def _unexplained(arrivals: list[Arrival], excused: set[tuple[str, int]]) -> int:
-    """Count acceptances under locks that were given though nothing was done to the one of an earlier acceptance."""
-    settled: set[str] = set()
-    count = 0
-    # A slow receiver may accept what somebody sent who was killed after what his successor sent.
-    for arrival in sorted(arrivals, key=lambda one: one.token):
-        if arrival.accepted is not None:
-            count += arrival.callback_id in settled
-            if (arrival.callback_id, arrival.token) not in excused:
-                settled.add(arrival.callback_id)
-    return count
 
 
 def _number_of(interruptions: Sequence[Interruption], lock: CallbackLock) -> int | None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from callbackq import CallbackLock, CallbackRequest, CallbackState, CallbackStatus, RetryPhase
+from callbackq import CallbackAttempt, CallbackLock, CallbackRequest, CallbackState, CallbackStatus, RetryPhase
 from callbackq.testing.history import Arrival
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -49,6 +49,7 @@ def status(id: str, *locks: CallbackLock, queue: str = "q", sequence: int = 1) -
         queue_id=queue,
         sequence=sequence,
         state=CallbackState.SUCCEEDED,
+        attempts=[CallbackAttempt(status_code=200, time=START, duration=timedelta(0))],
         locks=locks,
     )
 
@@ -92,7 +93,7 @@ def test_a_kill_explains_one_duplicate_of_what_was_in_flight(evidence: ModuleTyp
     verdict = judge(evidence, tmp_path, TWICE, [TAKEN_OVER], killed)
 
     assert verdict.is_ok()
-    assert (verdict.duplicates, verdict.in_flight, verdict.unexplained) == (1, 1, 0)
+    assert (verdict.duplicates, verdict.in_flight) == (1, 1)
     assert verdict.hit == {("m1", 0)}
 
 
@@ -103,7 +104,7 @@ def test_a_kill_of_another_explains_nothing(evidence: ModuleType, tmp_path: Path
     verdict = judge(evidence, tmp_path, TWICE, [TAKEN_OVER], killed)
 
     assert not verdict.is_ok()
-    assert (verdict.unexplained, verdict.abandoned_by_others) == (1, 1)
+    assert (verdict.broken, verdict.abandoned_by_others) == ({"duplicates": 1}, 1)
 
 
 def test_a_duplicate_is_not_explained_by_what_was_in_flight_of_another_callback(
@@ -115,8 +116,9 @@ def test_a_duplicate_is_not_explained_by_what_was_in_flight_of_another_callback(
 
     verdict = judge(evidence, tmp_path, arrivals, [TAKEN_OVER, other], killed)
 
-    assert verdict.broken == {}, "the sum of duplicates is within the sum of what was in flight"
-    assert (verdict.duplicates, verdict.in_flight, verdict.unexplained) == (1, 1, 1)
+    assert (verdict.duplicates, verdict.in_flight) == (1, 1), "the sum is within the sum of what was in flight"
+    assert verdict.broken == {"duplicates": 1}
+    assert verdict.figures()["duplicates_unexplained"] == 1
     assert not verdict.is_ok()
 
 
@@ -129,8 +131,8 @@ def test_a_kill_explains_another_request_than_its_own_no_more_than_it_explains_a
 
     verdict = judge(evidence, tmp_path, [TWICE[1], arrival("a", 3, 5.1)], [thrice], killed)
 
-    assert verdict.broken == {}
-    assert (verdict.duplicates, verdict.in_flight, verdict.unexplained) == (1, 1, 1)
+    assert (verdict.duplicates, verdict.in_flight) == (1, 1)
+    assert verdict.broken == {"duplicates": 1}
 
 
 def test_what_a_slow_receiver_accepts_of_somebody_killed_after_his_successors_is_explained(
@@ -143,7 +145,7 @@ def test_what_a_slow_receiver_accepts_of_somebody_killed_after_his_successors_is
 
 
 def test_what_may_be_tried_forever_must_be_delivered(evidence: ModuleType, tmp_path: Path) -> None:
-    failed = evolve(TAKEN_OVER, state=CallbackState.FAILED)
+    failed = evolve(TAKEN_OVER, state=CallbackState.FAILED, attempts=())
 
     verdict = judge(evidence, tmp_path, TWICE[:1], [failed], {"m1": [evidence.Interruption(began=at(1))]})
 
@@ -181,7 +183,8 @@ def test_a_freeze_explains_no_lock_of_others_whose_result_it_did_not_keep_from_b
 
     verdict = judge(evidence, tmp_path, TWICE, [TAKEN_OVER], frozen)
 
-    assert (verdict.held_up, verdict.abandoned_by_others, verdict.unexplained) == (0, 1, 1)
+    assert (verdict.held_up, verdict.abandoned_by_others) == (0, 1)
+    assert verdict.broken == {"duplicates": 1}
 
 
 @pytest.mark.parametrize(("ended", "unexplained"), [(4.0, 0), (1.5, 1)])
@@ -193,7 +196,7 @@ def test_a_freeze_explains_an_answer_that_was_missed_only_of_a_lock_that_outlast
 
     verdict = judge(evidence, tmp_path, [arrival("a", 1, 0.5), arrival("a", 2, 4.6)], [missed], frozen)
 
-    assert verdict.unexplained == unexplained
+    assert verdict.broken["duplicates"] == unexplained
     assert verdict.is_ok() is not bool(unexplained)
 
 

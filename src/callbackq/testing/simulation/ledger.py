@@ -77,6 +77,7 @@ class Ledger:
         acknowledged: ids whose storing returned.
         arrivals: requests that reached a receiver.
         stale_requests: callback id and token of requests whose dispatcher stood still at the first byte.
+        cancelled: ids of callbacks that an operator cancelled or skipped.
         time_has_jumped: the machine was rebooted with another wall time, and across reboots there is nothing else to go
             by.
         excuses: knows which requests the contract allows to be sent again.
@@ -107,6 +108,8 @@ class Ledger:
         self.acknowledged: set[str] = set()
         self.arrivals: list[Arrival] = []
         self.stale_requests: set[tuple[str, int]] = set()
+        self.cancelled: set[str] = set()
+        self._taken_from_the_dead: set[tuple[str, int]] = set()
         self._max_abandoned = max_abandoned
         self.time_has_jumped = False
         self.verdicts = Verdicts(self.break_rule, max_abandoned=max_abandoned, jitter=jitter)
@@ -129,6 +132,7 @@ class Ledger:
                 number = self._number(request.queue_id)
                 account = self.accounts[id] = Account(id, request, number, self._now_us(), len(self.arrivals))
                 self._queues[request.queue_id or f"\0{id}"].append(account)
+                self.cancelled.discard(id)
                 if status.sequence != number:
                     self.break_rule("number", id, f"number {status.sequence} where {number} is next")
             if status.id != id or status.sequence != account.sequence:
@@ -179,6 +183,7 @@ class Ledger:
         account = self.accounts[id]
         if status.state is CallbackState.LOCKED:
             return
+        self._note_takeover(account)
         expected = CallbackState.SUCCEEDED if account.accepted_late else CallbackState.CANCELLED
         if status.state is not expected:
             self.break_rule("settled", id, f"{status.state.value} where it must be {expected.value}")
@@ -196,6 +201,7 @@ class Ledger:
         if account.state is CallbackState.LOCKED:
             if account.timeout_us > now + _ROUNDING_US and not self._may_be_taken(account.holder):
                 self.break_rule("live lock", one.id, f"{(account.timeout_us - now) / 1e6:.3f} s before it times out")
+            self._note_takeover(account)
             account.abandoned += 1
         elif account.due_us > now + _ROUNDING_US and not self.time_has_jumped:
             self.break_rule("not due", one.id, f"{(account.due_us - now) / 1e6:.3f} s too early")
@@ -226,6 +232,15 @@ class Ledger:
         account.tokens.append(token)
         account.timeout_us = now + self._lock_timeout_us
         account.holder = holder
+
+    def _note_takeover(self, account: Account) -> None:
+        if account.state is CallbackState.LOCKED and self._may_be_taken(account.holder):
+            self._taken_from_the_dead.add((account.id, account.token))
+
+    def excused(self) -> set[tuple[str, int]]:
+        """Give callback id and token of all locks that may have ended early, or led to another request."""
+        tokens = ((account.id, token) for account in self.accounts.values() for token in account.tokens)
+        return self._taken_from_the_dead.union(one for one in tokens if self.excuses.allow_another(one[1]))
 
     def _head(self, queue: list[Account]) -> Account | None:
         blocking = (one for one in queue if (one.is_open or one.holds) and not one.was_purged)
@@ -329,12 +344,15 @@ class Ledger:
             if is_legal or not isinstance(result, IllegalTransitionError):
                 self.break_rule("operator", id, f"{action.value} while {account.state.value} was decided wrongly")
             return
+        if action is not Action.REDELIVER:
+            self.cancelled.add(id)
         if action is Action.CANCEL:
             lock_is_live = account.state is CallbackState.LOCKED and account.timeout_us > self._now_us()
             if lock_is_live and result.state is CallbackState.LOCKED:
                 account.cancel_requested = True
             elif result.state is CallbackState.CANCELLED and (not lock_is_live or self._may_be_taken(account.holder)):
                 account.holds = False
+                self._note_takeover(account)
                 self._finish(account, CallbackState.CANCELLED)
             else:
                 self.break_rule("operator", id, f"{result.state.value} after cancel")

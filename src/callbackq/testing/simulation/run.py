@@ -365,14 +365,14 @@ class _Simulation:
             if one.callback_id not in gone and place >= ledger.accounts[one.callback_id].first_arrival
         ]
         redelivered = [id for id, one in ledger.accounts.items() if one.redeliveries or ledger.time_has_jumped]
-        excused = sum(ledger.excuses.allow_another(one.token) for one in arrivals if one.accepted is not None)
         judgement = History(
             arrivals,
             statuses,
             acknowledged=sorted(ledger.acknowledged - gone),
-            duplicates_bound=excused + sum(one.redeliveries for one in ledger.accounts.values()),
             redelivered=redelivered,
             stale_requests=ledger.stale_requests,
+            cancelled=ledger.cancelled,
+            excused=ledger.excused(),
         ).judge()
         world.counts["callbacks"] += len(ledger.accounts)
         world.counts["requests"] += len(ledger.arrivals)
