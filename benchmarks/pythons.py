@@ -55,7 +55,10 @@ def candidates(version: str) -> Iterator[Path]:
 def find(version: str) -> tuple[Path, str, str] | None:
     """Give an interpreter that works, its whole version and that of its SQLite."""
     for path in candidates(version):
-        asked = subprocess.run([path, "-c", ASKS], capture_output=True, text=True, timeout=60, check=False)
+        try:
+            asked = subprocess.run([path, "-c", ASKS], capture_output=True, text=True, timeout=60, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            continue
         if asked.returncode == 0 and asked.stdout.startswith(f"{version}."):
             whole, sqlite = asked.stdout.split()
             return path, whole, sqlite
