@@ -88,7 +88,7 @@ def prove(interpreter: Path, folder: Path, seeds: int) -> str:
     simulated = run([python, "-m", "callbackq.testing.simulation", "--seeds", seeds], seconds=RUN_SECONDS)
     tested = run([python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS], seconds=RUN_SECONDS)
     schedules = re.match(r"[\d,]+ schedules", simulated)
-    outcome = re.search(r"\d+ passed[^=]*?(?= in )", tested)
+    outcome = re.search(r"\d+ passed(, \d+ skipped)?", tested)
     if schedules is None or outcome is None:
         raise FailedError(f"{simulated}\n{tested}")
     return f"{schedules[0]} broke no promise, {outcome[0]}"
