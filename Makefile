@@ -11,7 +11,7 @@ FROZEN = --frozen 4 --processes 6 --lease 3 --pause 0.05 0.2
 
 .DEFAULT_GOAL := help
 .PHONY: help venv format lint test system thorough conformance cover docs bench bench-peers crash-points power-cuts
-.PHONY: storm soak hostile fuzz simulate demo check build clean
+.PHONY: storm soak hostile fuzz simulate proof pythons demo check build clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,6 +93,12 @@ simulate:  ## run 20,000 simulated worlds and the small one in every order, and 
 	$(PYTHON) -m callbackq.testing.simulation --seeds 1000 --store sqlite --processes 2
 	$(PYTHON) -m callbackq.testing.simulation --small-scope 2
 	$(PYTHON) tests/simulation/planted.py
+
+proof:  ## run the short proof: 2,000 simulated worlds and a storm of 50 kills, and say how long it took
+	@$(PYTHON) benchmarks/proof.py
+
+pythons:  ## prove it in short on each Python that is promised and on this machine
+	$(PYTHON) benchmarks/pythons.py
 
 demo:  ## watch the promises hold while a dispatcher is killed
 	$(PYTHON) -m callbackq demo

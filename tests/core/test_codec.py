@@ -617,8 +617,12 @@ def test_a_reader_that_is_quadratic_would_be_caught(strict_int: None) -> None:
 
 
 def test_a_reader_that_is_linear_passes() -> None:
+    def length_of(word: str) -> int:
+        return len(word)
+
     def line_by_line(text: str) -> list[int]:
-        return [len(word) for word in text.split()]
+        # Not in a comprehension: from Python 3.12 on it has no frame of its own, and the whole text in its sight.
+        return list(map(length_of, text.split()))
 
     small, large = (" ".join(map(str, range(size // 5))) for size in (SIZE, 4 * SIZE))
 

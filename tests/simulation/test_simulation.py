@@ -15,7 +15,7 @@ from callbackq.testing.simulation.__main__ import main
 from callbackq.testing.simulation.campaign import run_seeds
 from callbackq.testing.simulation.ledger import RULES
 from callbackq.testing.simulation.scenario import FaultKind, Reaction
-from simulation.planted import HARMLESS, PAGE, PLANTED, PLANTED_IN_SQL, first_seed, row
+from simulation.planted import BUGS, HARMLESS, PAGE, PLANTED, PLANTED_IN_SQL, first_seed, row, seeds_of_bugs
 
 
 @pytest.mark.parametrize("start", range(0, 1800, 200))
@@ -43,6 +43,7 @@ def test_every_kind_of_fault_and_mishap_takes_effect() -> None:
 
 @pytest.mark.parametrize("seed", [1005410, 4209572, 4312192, 4319538, 6066434, 7373939, 10144005])
 def test_seeds_that_were_accused_wrongly_stay_acquitted(seed: int) -> None:
+    # 1005410: an application whose last try to store came after the calm found its queue held.
     # 4209572: a request of a process that stood still between its look at the clock and its first byte, for longer than
     # its lock, came after the one of whoever took over.
     # 4312192: a moment's pause lasted as long as a mail server's hang within it.
@@ -82,6 +83,20 @@ def test_the_page_names_no_fault_that_is_not_planted() -> None:
     named = [line.split(" | ")[0].removeprefix("| ") for line in PAGE.read_text().splitlines() if line.endswith(" |")]
 
     assert named[1:] == [*PLANTED, *PLANTED_IN_SQL]
+
+
+def test_the_page_names_every_bug_that_simulation_found() -> None:
+    assert list(seeds_of_bugs()) == list(BUGS), "run python tests/simulation/planted.py --bugs"
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_a_bug_that_simulation_found_is_found_again_by_the_seed_on_the_page(name: str) -> None:
+    seed, rule = seeds_of_bugs()[name]
+    with BUGS[name]():
+        broken = [violation.rule for violation in simulate(seed).violations]
+
+    assert rule in broken, "run python tests/simulation/planted.py --bugs"
+    assert simulate(seed).violations == []
 
 
 @pytest.mark.parametrize("name", HARMLESS)

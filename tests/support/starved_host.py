@@ -1,9 +1,9 @@
 """
 A host whose machine runs out of something while its dispatcher is at work: a program of its own.
 
-Arguments: the fault, the store's file. It prints ``at work``; told to go on, it begins the fault and prints ``begun``;
-when its dispatcher has met it, ``met``; told to go on, it ends the fault, and prints a JSON report when all callbacks
-have ended.
+Arguments: the fault, and the store's file or the conninfo of its database. It prints ``at work``; told to go on, it
+begins the fault and prints ``begun``; when its dispatcher has met it, ``met``; told to go on, it ends the fault, and
+prints a JSON report when all callbacks have ended.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from collections.abc import Callable
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from callbackq import Dispatcher, HTTPTransport, SQLiteDataAccess, TargetPolicy
 from callbackq.clock import SystemClock
 from callbackq.events import EventKind, ObservedEvent
 from callbackq.notifier import FailureNotice
 from support.sqlite_vfs import Kind, WatchedFiles
+
+if TYPE_CHECKING:  # SQLite needs no driver for PostgreSQL
+    from callbackq.stores.postgres import PostgreSQLDataAccess
 
 _LIMIT_SECONDS = 20.0  # less than whoever reads the report waits
 _NOBODY = 65534
@@ -52,6 +55,16 @@ class _Nothing:
         return self
 
     def __exit__(self, *_: object) -> None:
+        pass
+
+
+class Elsewhere(_Nothing):
+    """What befalls the machine of a server, which is not ours to do."""
+
+    def begin(self) -> None:
+        pass
+
+    def end(self) -> None:
         pass
 
 
@@ -148,7 +161,16 @@ def faults(path: Path) -> dict[str, Callable[[], Fault]]:
         "no descriptors": NoDescriptors,
         "no memory": NoMemory,
         "no threads": NoThreads,
+        "elsewhere": Elsewhere,
     }
+
+
+def open_store(where: str) -> SQLiteDataAccess | PostgreSQLDataAccess:
+    if where.startswith("/"):
+        return SQLiteDataAccess(where)
+    from callbackq.stores.postgres import PostgreSQLDataAccess
+
+    return PostgreSQLDataAccess(where)
 
 
 class Watcher(logging.Handler):
@@ -189,16 +211,16 @@ class Watcher(logging.Handler):
         return False
 
 
-def main(name: str, path: Path) -> None:
+def main(name: str, where: str) -> None:
     watcher = Watcher()
     logging.getLogger("callbackq").addHandler(watcher)
-    fault = faults(path)[name]()
+    fault = faults(Path(where))[name]()
     transport = HTTPTransport(target_policy=TargetPolicy(allow=["127.0.0.0/8"]))
     SystemClock().boot_id()
     if os.geteuid() == 0 and name == "read-only file":
         # Whom permissions bind; who may not be able, any more, to load what Python loads late, as the lines above do.
         os.setuid(_NOBODY)
-    with fault, SQLiteDataAccess(path) as store, closing(transport):
+    with fault, open_store(where) as store, closing(transport):
         dispatcher = Dispatcher(store, transport=transport, observer=watcher, notifier=watcher)
         dispatcher.start()
         print("at work", flush=True)
@@ -224,4 +246,4 @@ def main(name: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], sys.argv[2])
