@@ -9,7 +9,7 @@ not ended lists the boundaries it passes: before and after each call of the stor
 also when it is sent and not answered), each request, each e-mail. Then one process for each of them ends there, without
 a word to anybody, and another one finds what it left: it stores and asks again what it doesn't know to be done, drains,
 and judges. Time is given, so no retry is waited for. Prints one JSON document; exits 0 only if every point was hit, no
-promise was broken, and all stories together make every call of the store.
+promise was broken, and all stories together make every call that `support.boundaries` knows.
 
 ``--fault`` plants one, to see that it is found.
 """

@@ -35,7 +35,7 @@ CALLS = frozenset(
         "request_transition",
     }
 )
-"""Of a store, those that an application, a dispatcher, an outbox and an operator make."""
+"""The calls of a store that are put between boundaries."""
 # What a driver's generator yields when all is sent and the answer is awaited.
 _ANSWER_AWAITED = 1
 
