@@ -668,7 +668,10 @@ def try_story(name: str, place: Place, folder: Path, options: argparse.Namespace
             broken.append(f"{at}: the next process had exit status {code}")
             continue
         judged = json.loads(result.read_text())
-        outcome["hit"] += judged["ended_at"] == whole["passed"][point]
+        if judged["ended_at"] == whole["passed"][point]:
+            outcome["hit"] += 1
+        else:
+            broken.append(f"{at}: it ended at another: {judged['ended_at']}")
         for count in ("duplicates", "emails_twice"):
             outcome[count] += judged[count]
         broken += [f"{at}: {one}" for one in judged["broken"]]
