@@ -5,12 +5,13 @@ Power cuts: what an SQLite store has acknowledged is there when the power is bac
     python benchmarks/power_cuts.py --cuts 10000 --journal rollback
     python benchmarks/power_cuts.py --cuts 10000 --durability process
 
-A store at work is recorded once: each write and sync of its files, and each call that returned. Then the power is cut
-at as many moments of that record. The files are those that were synced, with a random part of all later writes (whole
-or torn into sectors), truncations, creations and deletions, in any order. They are opened after a reboot, and judged:
-with ``--durability power`` everything acknowledged must be there; with ``process`` the last moments may be missing, but
-nothing in between; in both cases the file is whole, queues are in order, numbers and tokens are new, and failures owe
-their e-mails. Prints one JSON document; exits 0 only if all of that holds.
+Stores at work are recorded, each with a chance of its own (``--workloads``): each write and sync of their files, and
+each call that returned. Then the power is cut at as many moments of those records, the same number of each. The files
+are those that were synced, with a random part of all later writes (whole or torn into sectors), truncations, creations
+and deletions, in any order. They are opened after a reboot, and judged: with ``--durability power`` everything
+acknowledged must be there; with ``process`` the last moments may be missing, but nothing in between. In both cases the
+file is whole, queues are in order and their numbers without gaps, new numbers and tokens are higher than all that were
+not lost, and failures owe their e-mails. Prints one JSON document; exits 0 only if all of that holds.
 
 ``--fault`` plants one, to see that it is found.
 """
@@ -89,11 +90,11 @@ Record = list[Event | Fact]
 class Work:
     """Stores, locks, records, cancels, pays and purges on one store, and keeps a record of what returned."""
 
-    def __init__(self, folder: Path, record: Record, options: argparse.Namespace) -> None:
+    def __init__(self, folder: Path, record: Record, options: argparse.Namespace, *, seed: int) -> None:
         self._folder = folder
         self._record = record
         self._options = options
-        self._chance = random.Random(options.seed)
+        self._chance = random.Random(seed)
         self._clock = FakeClock()
         self._mutex = threading.Lock()
         self._attempts: Counter[str] = Counter()
@@ -243,6 +244,7 @@ class Found:
         try:
             with SQLiteDataAccess(self._path, clock=self._clock) as store:
                 self._statuses = {status.id: status for status in store.list_callbacks()}
+                self._kept = self._facts_kept()
                 broken = [*self._judge_acquiring(store), *self._judge_storing(store)]
                 self._owed = owed(store)
                 broken += [*self._judge_facts(), *self._judge_debts()]
@@ -253,6 +255,15 @@ class Found:
         if verdict != "ok":
             broken.append(f"damaged: {verdict}")
         return broken
+
+    def _facts_kept(self) -> list[Fact]:
+        """Give what can't be lost: everything, or what came before something that is there."""
+        facts = self._known.returned
+        if not self._may_lose_tail:
+            return facts
+        # Whether an e-mail was paid is not asked: that would take tokens.
+        seen = [place for place, fact in enumerate(facts) if fact.kind != "paid" and self._holds(fact)]
+        return facts[: seen[-1] + 1] if seen else []
 
     def _judge_facts(self) -> Iterator[str]:
         judged = [(fact, self._holds(fact)) for fact in self._known.returned]
@@ -290,7 +301,7 @@ class Found:
                 return True if status.state is CallbackState.FAILED else None
 
     def _judge_acquiring(self, store: SQLiteDataAccess) -> Iterator[str]:
-        """Only heads are handed out, each under a token that it never had."""
+        """Only heads are handed out, each under a token that is higher than all before."""
         heads: dict[str, CallbackStatus] = {}
         for status in self._statuses.values():
             if status.state.is_open:
@@ -299,30 +310,38 @@ class Found:
         acquired = {one.id: one for one in store.acquire_locks("two", lock_timeout=LEASE, limit=1000)}
         if set(acquired) != {head.id for head in heads.values()}:
             yield f"order: {sorted(acquired)} are handed out, {sorted(head.id for head in heads.values())} are heads"
-        used: dict[str, int] = defaultdict(int)
-        for fact in self._known.returned:
-            used[fact.id] = max(used[fact.id], fact.token)
-        if not self._may_lose_tail:
-            again = [id for id, one in acquired.items() if one.lock.token <= used[id]]
-            yield from (f"token: {id} gets one that it had" for id in again)
+        tokens = [one.lock.token for one in acquired.values()]
+        if len(set(tokens)) != len(tokens):
+            yield "token: one was given twice"
+        found = [lock.token for status in self._statuses.values() for lock in status.locks]
+        last = max([*found, *(fact.token for fact in self._kept)], default=0)
+        yield from (
+            f"token: {id} gets {one.lock.token} after {last}" for id, one in acquired.items() if one.lock.token <= last
+        )
 
     def _judge_storing(self, store: SQLiteDataAccess) -> Iterator[str]:
-        """Numbers are without gaps, and none is used a second time."""
-        numbers: dict[str, list[int]] = defaultdict(list)
+        """Numbers are without gaps, but for callbacks that may have been purged, and none is used a second time."""
+        there: dict[str, list[int]] = defaultdict(list)
         for status in self._statuses.values():
-            if status.queue_id:
-                numbers[status.queue_id].append(status.sequence)
-        used = dict.fromkeys(numbers, 0)
+            there[status.queue_id].append(status.sequence)
+        purged: dict[str, set[int]] = defaultdict(set)
         for fact in self._known.returned:
+            if fact.kind == "stored" and fact.id in self._known.purging and fact.id not in self._statuses:
+                purged[self._requests[fact.id].queue_id].add(fact.sequence)
+        kept: dict[str, int] = defaultdict(int)
+        for fact in self._kept:
             queue = self._requests[fact.id].queue_id
-            if queue and fact.kind == "stored" and (not self._may_lose_tail or fact.id in self._statuses):
-                used[queue] = max(used.get(queue, 0), fact.sequence)
-        for queue, last in used.items():
-            if len(set(numbers[queue])) != len(numbers[queue]):
+            kept[queue] = max(kept[queue], fact.sequence)
+        for queue in sorted(({*there} | {*purged} | {*kept}) - {""}):
+            numbers = there[queue]
+            if len(set(numbers)) != len(numbers):
                 yield f"order: a number of {queue} was used twice"
             request = CallbackRequest(url="http://receiver.test/", queue_id=queue)
-            if (sequence := store.store_callback_request(request).sequence) <= last:
-                yield f"order: {queue} gives number {sequence} after {last}"
+            sequence = store.store_callback_request(request).sequence
+            if sequence <= max([*numbers, kept[queue]]):
+                yield f"order: {queue} gives number {sequence} after {max([*numbers, kept[queue]])}"
+            if gaps := {*range(1, sequence)} - {*numbers} - purged[queue]:
+                yield f"order: {queue} is without the numbers {sorted(gaps)}"
 
     def _judge_debts(self) -> Iterator[str]:
         """A failure and its e-mail are written together."""
@@ -343,10 +362,10 @@ def owed(store: SQLiteDataAccess) -> set[str]:
     return ids
 
 
-def record_work(folder: Path, options: argparse.Namespace) -> tuple[Record, dict[str, CallbackRequest]]:
+def record_work(folder: Path, options: argparse.Namespace, *, seed: int) -> tuple[Record, dict[str, CallbackRequest]]:
     record: Record = []
     with WatchedFiles(tell=record.append, shares_memory=options.journal == "wal"):
-        work = Work(folder, record, options)
+        work = Work(folder, record, options, seed=seed)
         work.do()
     return record, work.requests
 
@@ -357,39 +376,83 @@ def moments(record: Record, count: int, chance: random.Random) -> Sequence[int]:
     return sorted([*range(len(record))] * wholes + chance.sample(range(len(record)), rest))
 
 
-def cut_power(options: argparse.Namespace) -> dict[str, Any]:
-    logging.getLogger("callbackq").setLevel(logging.CRITICAL)
+@define
+class Tally:
+    """
+    What came of one workload.
+
+    Attributes:
+        record: how often what happened in it.
+        cuts: how often the power was cut.
+        lost_tails: after how many cuts something was missing at the end.
+        broken_cuts: how many broke a promise.
+        broken: the promises that were broken.
+        seconds: for the record, and for the cuts.
+    """
+
+    seed: int
+    record: Mapping[str, int]
+    cuts: int
+    lost_tails: int = 0
+    broken_cuts: int = 0
+    broken: list[str] = field(factory=list)
+    seconds: tuple[float, float] = (0.0, 0.0)
+
+    def count(self, found: Found, moment: int) -> None:
+        faults = found.judge()
+        self.lost_tails += found.has_lost_tail
+        self.broken_cuts += bool(faults)
+        self.broken += [f"workload {self.seed}, cut {moment}: {fault}" for fault in faults]
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "record": dict(self.record),
+            "cuts": self.cuts,
+            "cuts_with_a_lost_tail": self.lost_tails,
+            "cuts_that_broke_a_promise": self.broken_cuts,
+            "seconds": [round(seconds, 1) for seconds in self.seconds],
+        }
+
+
+def cut_power(folder: Path, options: argparse.Namespace, *, seed: int, cuts: int) -> Tally:
+    """Record one workload, and cut the power that often."""
     began = time.monotonic()
+    record, requests = record_work(folder, options, seed=seed)
+    recorded = time.monotonic()
+    chance = random.Random(seed)
+    disk = Disk(loses_syncs=options.fault == LYING_DISK)
+    known = Known()
+    tally = Tally(seed, Counter(entry.kind for entry in record), cuts)
+    done = 0
+    for cut in moments(record, cuts, chance):
+        for entry in record[done : cut + 1]:
+            disk.apply(entry) if isinstance(entry, Event) else known.apply(entry)
+        done = cut + 1
+        path = write(folder / "cut", disk.after_power_cut(chance))
+        tally.count(Found(path, known, requests, may_lose_tail=options.durability == "process"), cut)
+    tally.seconds = (recorded - began, time.monotonic() - recorded)
+    return tally
+
+
+def cut_power_of_all(options: argparse.Namespace) -> dict[str, Any]:
+    logging.getLogger("callbackq").setLevel(logging.CRITICAL)
     memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(prefix="callbackq-power-", dir=memory if memory.is_dir() else None) as name:
-        folder = Path(name)
-        record, requests = record_work(folder, options)
-        recorded = time.monotonic()
-        chance = random.Random(options.seed)
-        disk = Disk(loses_syncs=options.fault == LYING_DISK)
-        known = Known()
-        broken: list[str] = []
-        broken_cuts = lost_tails = done = 0
-        for cut in moments(record, options.cuts, chance):
-            for entry in record[done : cut + 1]:
-                disk.apply(entry) if isinstance(entry, Event) else known.apply(entry)
-            done = cut + 1
-            files = disk.after_power_cut(chance)
-            path = write(folder / "cut", files)
-            found = Found(path, known, requests, may_lose_tail=options.durability == "process")
-            faults = found.judge()
-            lost_tails += found.has_lost_tail
-            broken_cuts += bool(faults)
-            broken += [f"cut {cut}: {fault}" for fault in faults]
+    tallies: list[Tally] = []
+    for number in range(options.workloads):
+        with tempfile.TemporaryDirectory(prefix="callbackq-power-", dir=memory if memory.is_dir() else None) as name:
+            # So that they add up.
+            cuts = (options.cuts + number) // options.workloads
+            tallies.append(cut_power(Path(name), options, seed=options.seed + number, cuts=cuts))
+    broken = [one for tally in tallies for one in tally.broken]
     return {
         "durability": options.durability,
         "journal": options.journal,
-        "record": dict(Counter(entry.kind for entry in record)),
-        "cuts": options.cuts,
-        "cuts_with_a_lost_tail": lost_tails,
-        "cuts_that_broke_a_promise": broken_cuts,
+        "workloads": [tally.report() for tally in tallies],
+        "cuts": sum(tally.cuts for tally in tallies),
+        "cuts_with_a_lost_tail": sum(tally.lost_tails for tally in tallies),
+        "cuts_that_broke_a_promise": sum(tally.broken_cuts for tally in tallies),
         "examples": [one[:300] for one in broken[:10]],
-        "seconds": [round(recorded - began, 1), round(time.monotonic() - recorded, 1)],
         "ok": not broken,
     }
 
@@ -410,8 +473,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--durability", choices=["power", "process"], default="power")
     parser.add_argument("--journal", choices=["wal", "rollback"], default="wal")
     parser.add_argument("--fault", choices=FAULTS, default="")
-    parser.add_argument("--seed", type=int, default=1)
-    outcome = cut_power(parser.parse_args())
+    parser.add_argument("--workloads", type=int, default=5, help="how many are recorded")
+    parser.add_argument("--seed", type=int, default=1, help="of the first workload; each has the next")
+    outcome = cut_power_of_all(parser.parse_args())
     print(json.dumps(outcome, indent=1))
     return 0 if outcome["ok"] else 1
 

@@ -13,12 +13,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
-__all__ = ["ENDED", "Boundaries", "watch_postgres", "watch_sqlite", "watched"]
+__all__ = ["CALLS", "ENDED", "Boundaries", "watch_postgres", "watch_sqlite", "watched"]
 
 ENDED = 77
 """The exit status of a process that ended at its boundary."""
 
-_CALLS = frozenset(
+CALLS = frozenset(
     {
         "open",
         "close",
@@ -32,8 +32,10 @@ _CALLS = frozenset(
         "next_due",
         "acquire_notifications",
         "record_notification",
+        "request_transition",
     }
 )
+"""The calls of a store that are put between boundaries."""
 # What a driver's generator yields when all is sent and the answer is awaited.
 _ANSWER_AWAITED = 1
 
@@ -82,7 +84,7 @@ def watched(kind: type[_Store], boundaries: Boundaries) -> type[_Store]:
     class Watched(kind):  # type: ignore[valid-type, misc]
         def __getattribute__(self, name: str) -> Any:
             found = super().__getattribute__(name)
-            return boundaries.around(name, found) if name in _CALLS else found
+            return boundaries.around(name, found) if name in CALLS else found
 
     return Watched
 
