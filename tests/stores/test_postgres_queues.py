@@ -28,7 +28,7 @@ from callbackq.stores.postgres import transaction as transactions
 from callbackq.stores.postgres.claiming import Mark
 from callbackq.stores.postgres.transaction import PostgreSQLTransaction, Profile
 from callbackq.stores.sql.rows import Key, Row
-from callbackq.testing import FakeClock, ScriptedTransport
+from callbackq.testing import FakeClock, RecordingNotifier, ScriptedTransport
 from callbackq.testing.conformance.base import DELIVERED, EXHAUSTED, LOCK_TIMEOUT, a_request, an_attempt
 from callbackq.testing.conformance.concurrency import race
 from support.dispatching import Witness
@@ -496,6 +496,39 @@ def test_a_dispatcher_needs_two_connections_and_opens_no_third(conninfo: str) ->
         ).fetchone() or (None,)
 
     assert held == 2
+
+
+def test_a_dispatcher_with_a_notifier_opens_a_third_connection_and_no_fourth(
+    conninfo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    witness = Witness()
+    notifier = RecordingNotifier()
+    held: list[int] = []
+    with PostgreSQLDataAccess(conninfo) as enqueuer:
+
+        def deliver_beside() -> None:
+            # While the outbox has a connection, results are recorded on another, and the third listens.
+            enqueuer.store_callback_requests([a_request(notification_email_address="to@them.example")] * 9)
+            witness.wait_for(EventKind.FAILED, 9)
+            held.append(connections_of("dispatcher", conninfo))
+
+        enqueuer.open()
+        with (
+            PostgreSQLDataAccess(f"{conninfo} application_name=dispatcher") as store,
+            between(monkeypatch, "mailing_due", deliver_beside),
+            Dispatcher(store, transport=ScriptedTransport([404] * 9), observer=witness, notifier=notifier),
+        ):
+            until(lambda: sum(one.count for one in notifier.notified) == 9, "the e-mails")
+            held.append(connections_of("dispatcher", conninfo))
+
+    assert held == [3, 3]
+
+
+def connections_of(name: str, conninfo: str) -> int:
+    with psycopg.connect(conninfo) as connection:
+        row = connection.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = %s", [name]).fetchone()
+    assert row
+    return int(row[0])
 
 
 # Engines that are distributed.
