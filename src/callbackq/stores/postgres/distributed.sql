@@ -70,7 +70,7 @@ ORDER BY found.ready
 LIMIT :limit;
 
 -- name: due_heads
--- All by key, and locked in the order of keys, as whoever records locks them, wherever an engine has locks; given in the
+-- All by key. Locked in the order of keys, as whoever records locks them, since an engine may have locks; given in the
 -- order in which they are due. What others have taken since it was peeked at is no longer due.
 WITH heads AS MATERIALIZED (
     SELECT c.callback, c.queue, c.sequence, c.state, c.is_head, c.due, c.ready, c.token, c.acquired, c.machine,
@@ -89,7 +89,7 @@ ORDER BY c.ready
 LIMIT :limit;
 
 -- name: lock
--- By key. A row must be as it was when it was read: neither a lock nor what ends one must hang on what an engine makes of
+-- By key. A row must be as it was when it was read: neither a lock nor its end must hang on what an engine makes of
 -- SERIALIZABLE and of FOR UPDATE. Where one isn't, all is undone and begun again.
 UPDATE {schema}.callbacks AS c
 SET state = 1, due = v.due, ready = v.due, token = v.token, acquired = v.acquired, machine = v.machine,
