@@ -8,13 +8,15 @@ TRACEABLE = not forked_while_threads
 # Storms in which locks of the killed don't hold up everything, and in which many are frozen at a time.
 MANY = --queues 2000 --alone 0.3 --backlog 2000 --pause 0.01 0.05
 FROZEN = --frozen 4 --processes 6 --lease 3 --pause 0.05 0.2
+# Several machines on one PostgreSQL database, whose server is restarted, too.
+MACHINES = --kills 1000 --queues 200 --processes 3 --server-restarts 30
 
 .DEFAULT_GOAL := help
 .PHONY: help venv format lint test system thorough conformance cover docs bench bench-peers crash-points power-cuts
-.PHONY: storm soak hostile fuzz simulate proof pythons demo check build clean
+.PHONY: postgres-proof storm soak hostile fuzz simulate proof pythons demo check build clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv:  ## make .venv with everything for development
 	python3 -m venv .venv
@@ -78,6 +80,11 @@ storm:  ## kill dispatchers 3,100 times, stop them 1,300 times, freeze them 500 
 	$(PYTHON) benchmarks/storm.py --store postgres --stops 300
 	$(PYTHON) benchmarks/storm.py --freezes 250 $(FROZEN)
 	$(PYTHON) benchmarks/storm.py --store postgres --freezes 250 $(FROZEN)
+
+postgres-proof:  ## try several machines on PostgreSQL: order of commits, claims behind an old snapshot, kills, restarts
+	$(PYTHON) benchmarks/commit_order.py --callbacks 100000
+	$(PYTHON) benchmarks/claim.py --store postgres --old-snapshot 200000
+	$(PYTHON) benchmarks/storm.py --store postgres $(MACHINES)
 
 soak:  ## have a dispatcher live for an hour at 200 callbacks/s, while another is killed every minute
 	$(PYTHON) benchmarks/soak.py --minutes 60 --rate 200

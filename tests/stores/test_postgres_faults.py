@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -18,7 +18,7 @@ from callbackq.dataaccess import Acquired, Action, AttemptRecord, Notification
 from callbackq.errors import DataAccessError, IllegalTransitionError, TransientDataAccessError
 from callbackq.stores.postgres import PostgreSQLDataAccess
 from callbackq.stores.postgres.claiming import Mark
-from callbackq.stores.postgres.transaction import load
+from callbackq.stores.postgres.transaction import Profile, load
 from callbackq.testing.conformance.base import (
     DELIVERED,
     DUE_AGAIN,
@@ -41,10 +41,12 @@ class World:
     A database, met twice.
 
     Attributes:
+        profile: both stores'.
         store: through the proxy.
         beside: past it.
     """
 
+    profile: Profile
     proxy: CuttingProxy
     store: PostgreSQLDataAccess
     beside: PostgreSQLDataAccess
@@ -94,15 +96,15 @@ class World:
 
 
 @pytest.fixture
-def world(postgres: PostgreSQL, migrated_database: str) -> Iterator[World]:
+def world(postgres: PostgreSQL, migrated_database: str, profile: Profile) -> Iterator[World]:
     conninfo = postgres.conninfo(migrated_database)
     with (
         CuttingProxy(conninfo) as proxy,
-        PostgreSQLDataAccess(proxy.conninfo) as store,
-        PostgreSQLDataAccess(conninfo) as beside,
+        PostgreSQLDataAccess(proxy.conninfo, profile=profile) as store,
+        PostgreSQLDataAccess(conninfo, profile=profile) as beside,
         psycopg.connect(conninfo, autocommit=True) as connection,
     ):
-        yield World(proxy, store, beside, connection)
+        yield World(profile, proxy, store, beside, connection)
 
 
 # What can be called. Each prepares what it needs, and gives the call, and what asserts what must be true after it.
@@ -208,6 +210,9 @@ def taking_over(world: World) -> Scenario:
     world.let_time_pass()
 
     def check(acquired: list[Acquired]) -> None:
+        if world.profile == "distributed":
+            # It claims only what it has peeked at: what that makes due is the next claim's.
+            acquired = [*acquired, *world.acquired_from(world.beside)]
         assert {one.id: one.abandoned for one in acquired} == {"next": 0, "abandoned": 1}
         assert world.state("cancelled") is CallbackState.CANCELLED
 
@@ -410,10 +415,24 @@ SCENARIOS: list[Callable[[World], Scenario]] = [
     purging,
 ]
 WRITING = [one for one in SCENARIOS if one not in (looking, looking_at_the_time, asking_when, listing)]
-COMMITTING = [one for one in WRITING if one not in (storing, storing_several, storing_again)]
+STORING = [storing, storing_several, storing_again]
+COMMITTING = [one for one in WRITING if one not in STORING]
+
+
+def on(
+    profile: Profile, scenarios: list[Callable[[World], Scenario]], *in_short: Callable[[World], Scenario]
+) -> Iterator[Any]:
+    """Give cases of a test; those on the distributed profile are thorough, but for a few."""
+    for scenario in scenarios:
+        is_thorough = profile == "distributed" and scenario not in in_short
+        marks = [pytest.mark.thorough] if is_thorough else []
+        yield pytest.param(profile, scenario, id=f"{profile}-{scenario.__name__}", marks=marks)
+
 
 IN_THE_WAY = ("40001", "40P01")
 LINE_LOST = ("57P01", "08006")
+
+ENDS_BADLY = re.compile("ROLLBACK", re.IGNORECASE)
 
 
 def statements_of(world: World, scenario: Callable[[World], Scenario]) -> list[str]:
@@ -438,15 +457,29 @@ def _number(names: list[str], name: str) -> int:
     return names.index(name) + 1
 
 
-def test_the_scenarios_meet_every_statement(world: World) -> None:
+@pytest.mark.parametrize("profile", ["postgres", "distributed"])
+def test_the_scenarios_meet_every_statement(world: World, profile: Profile) -> None:
     met = set()
     for scenario in SCENARIOS:
         world.empty()
         met |= set(statements_of(world, scenario))
 
-    names = {name for name, one in load("callbackq", "postgres").items() if as_sent(one.text) in met}
+    names = {name for name, one in load("callbackq", profile).items() if as_sent(one.text) in met}
     in_transactions = {name for name in ("now",) if any(one.startswith("BEGIN") and "clock" in one for one in met)}
-    assert set(load("callbackq", "postgres")) - names - in_transactions == {"lock_queues"} - names
+    assert set(load("callbackq", profile)) - names - in_transactions == {"lock_queues"} - names
+
+
+def re_all(pattern: str, statements: list[str]) -> list[str]:
+    return [one for one in statements if re.search(pattern, one, re.IGNORECASE)]
+
+
+def is_settled_by_itself(world: World, scenario: Callable[[World], Scenario], nth: int) -> bool:
+    """
+    Whether nobody hears that a commit may have been written: what was stored is found by its id when it is stored
+    again, and in the distributed profile a claim is a transaction of its own behind the results, whose errors are
+    nobody's.
+    """
+    return scenario in STORING or (scenario is handing_over and world.profile == "distributed" and nth > 1)
 
 
 @contextmanager
@@ -457,23 +490,28 @@ def raises_doubtful() -> Iterator[None]:
     assert not isinstance(raised.value, TransientDataAccessError)
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize(
+    ("profile", "scenario"), [*on("postgres", SCENARIOS), *on("distributed", SCENARIOS, taking_over)]
+)
 def test_one_error_after_another_of_any_statement_is_survived(
     world: World, scenario: Callable[[World], Scenario]
 ) -> None:
     statements = dict.fromkeys(one for one in statements_of(world, scenario) if not re.match(COMMIT, one))
 
     for statement in statements:
-        world.empty()
-        call, check = scenario(world)
-        faults = [world.proxy.fail(state, f"^{re.escape(statement)}$") for state in (*IN_THE_WAY, *LINE_LOST)]
-        result = call()
-        for fault in faults:
-            fault.wait()
-        check(result)
+        states = [*IN_THE_WAY, *LINE_LOST]
+        # What only tidies up is not run again.
+        for these in [[one] for one in states] if ENDS_BADLY.match(statement) else [states]:
+            world.empty()
+            call, check = scenario(world)
+            faults = [world.proxy.fail(state, f"^{re.escape(statement)}$") for state in these]
+            result = call()
+            for fault in faults:
+                fault.wait()
+            check(result)
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize(("profile", "scenario"), [*on("postgres", SCENARIOS), *on("distributed", SCENARIOS, storing)])
 def test_a_statement_that_somebody_breaks_off_has_written_nothing(
     world: World, scenario: Callable[[World], Scenario]
 ) -> None:
@@ -492,9 +530,11 @@ def test_a_statement_that_somebody_breaks_off_has_written_nothing(
         check(result)
 
 
-@pytest.mark.parametrize("scenario", COMMITTING)
+@pytest.mark.parametrize(
+    ("profile", "scenario"), [*on("postgres", COMMITTING), *on("distributed", WRITING, taking_over)]
+)
 def test_an_error_of_any_commit_is_survived(world: World, scenario: Callable[[World], Scenario]) -> None:
-    commits = [one for one in statements_of(world, scenario) if re.match(COMMIT, one)]
+    commits = re_all(COMMIT, statements_of(world, scenario))
     assert commits
 
     for nth, states in itertools.product(range(1, len(commits) + 1), (IN_THE_WAY, *([one] for one in LINE_LOST))):
@@ -502,7 +542,7 @@ def test_an_error_of_any_commit_is_survived(world: World, scenario: Callable[[Wo
         call, check = scenario(world)
         before = world.contents()
         faults = [world.proxy.fail(state, COMMIT, nth=nth) for state in states]
-        if states is not IN_THE_WAY:
+        if states is not IN_THE_WAY and not is_settled_by_itself(world, scenario, nth):
             # Nobody knows what became of it, also when it is a pooler that says so.
             with raises_doubtful():
                 call()
@@ -513,46 +553,43 @@ def test_an_error_of_any_commit_is_survived(world: World, scenario: Callable[[Wo
         check(result)
 
 
-@pytest.mark.parametrize("scenario", WRITING)
+@pytest.mark.parametrize(("profile", "scenario"), [*on("postgres", WRITING), *on("distributed", WRITING, storing)])
 @pytest.mark.parametrize("written", [False, True])
 def test_a_line_that_is_lost_at_the_commit_loses_and_doubles_nothing(
     world: World, scenario: Callable[[World], Scenario], written: bool
 ) -> None:
     statements = statements_of(world, scenario)
-    single = [one for one in statements if "clock_timestamp" in one and "INSERT" in one]
-    # Where storing looks at what is there, it commits nothing.
-    commits = [one for one in statements if re.match(COMMIT, one)] if scenario in COMMITTING else []
+    # Storing is, on PostgreSQL, one statement, which is its own transaction.
+    patterns = [COMMIT, "INSERT INTO"] if scenario in STORING else [COMMIT]
+    moments = [(one, nth) for one in patterns for nth in range(1, len(re_all(one, statements)) + 1)]
+    assert moments
 
-    for nth in range(1, len(commits) + 1):
+    for pattern, nth in moments:
         world.empty()
         call, check = scenario(world)
         before = world.contents()
-        fault = world.proxy.cut_after(nth=nth) if written else world.proxy.cut_before(nth=nth)
-        with raises_doubtful():
-            call()
-        fault.wait()
-        assert (world.contents() != before) == written
-        check(call())
-
-    # A statement that is its own transaction is repeated at once.
-    for nth in range(1, len(single) + 1):
-        world.empty()
-        call, check = scenario(world)
-        fault = (world.proxy.cut_after if written else world.proxy.cut_before)("INSERT INTO", nth=nth)
-        check(call())
-        fault.wait()
-
-    assert commits or single
+        fault = (world.proxy.cut_after if written else world.proxy.cut_before)(pattern, nth=nth)
+        if not is_settled_by_itself(world, scenario, nth):
+            with raises_doubtful():
+                call()
+            fault.wait()
+            assert (world.contents() != before) == written
+            check(call())
+        else:
+            check(call())
+            fault.wait()
 
 
+@pytest.mark.parametrize("profile", ["postgres", "distributed"])
 @pytest.mark.parametrize("end", ["record_attempts", "close"])
 def test_a_handover_that_was_committed_unheard_leaves_no_lock_behind_when_its_dispatcher_stops(
     world: World, end: str
 ) -> None:
     world.given("a", "b", queue_id="queue")
     record = AttemptRecord(acquired=world.given_lock(), attempt=an_attempt(200), transition=DELIVERED)
-    fault = world.proxy.cut_after()
-    with raises_doubtful():
+    is_distributed = world.profile == "distributed"
+    fault = world.proxy.cut_after(nth=2 if is_distributed else 1)
+    with nullcontext() if is_distributed else raises_doubtful():
         world.store.record_and_acquire([record], "machine", lock_timeout=LOCK_TIMEOUT, limit=9)
     fault.wait()
     assert world.state("b") is CallbackState.LOCKED

@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import psycopg
 import pytest
+from attrs import evolve
 from psycopg_pool import ConnectionPool
 
 from callbackq import Dispatcher
@@ -25,8 +28,8 @@ from callbackq.stores.postgres import transaction as transactions
 from callbackq.stores.postgres.claiming import Mark
 from callbackq.stores.postgres.transaction import PostgreSQLTransaction, Profile
 from callbackq.stores.sql.rows import Key, Row
-from callbackq.testing import FakeClock, ScriptedTransport
-from callbackq.testing.conformance.base import DELIVERED, LOCK_TIMEOUT, a_request, an_attempt
+from callbackq.testing import FakeClock, RecordingNotifier, ScriptedTransport
+from callbackq.testing.conformance.base import DELIVERED, EXHAUSTED, LOCK_TIMEOUT, a_request, an_attempt
 from callbackq.testing.conformance.concurrency import race
 from support.dispatching import Witness
 from support.postgres import PostgreSQL, until
@@ -495,29 +498,150 @@ def test_a_dispatcher_needs_two_connections_and_opens_no_third(conninfo: str) ->
     assert held == 2
 
 
+def test_a_dispatcher_with_a_notifier_opens_a_third_connection_and_no_fourth(
+    conninfo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    witness = Witness()
+    notifier = RecordingNotifier()
+    held: list[int] = []
+    with PostgreSQLDataAccess(conninfo) as enqueuer:
+
+        def deliver_beside() -> None:
+            # While the outbox has a connection, results are recorded on another, and the third listens.
+            enqueuer.store_callback_requests([a_request(notification_email_address="to@them.example")] * 9)
+            witness.wait_for(EventKind.FAILED, 9)
+            held.append(connections_of("dispatcher", conninfo))
+
+        enqueuer.open()
+        with (
+            PostgreSQLDataAccess(f"{conninfo} application_name=dispatcher") as store,
+            between(monkeypatch, "mailing_due", deliver_beside),
+            Dispatcher(store, transport=ScriptedTransport([404] * 9), observer=witness, notifier=notifier),
+        ):
+            until(lambda: sum(one.count for one in notifier.notified) == 9, "the e-mails")
+            held.append(connections_of("dispatcher", conninfo))
+
+    assert held == [3, 3]
+
+
+def connections_of(name: str, conninfo: str) -> int:
+    with psycopg.connect(conninfo) as connection:
+        row = connection.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = %s", [name]).fetchone()
+    assert row
+    return int(row[0])
+
+
+# Engines that are distributed.
+
+
+@pytest.fixture
+def careless(conninfo: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[PostgreSQLDataAccess]:
+    """A store on an engine that makes nothing of SERIALIZABLE, and nothing of FOR UPDATE."""
+
+    def load(schema: str, profile: Profile) -> dict[str, transactions.Statement]:
+        found = transactions.load(schema, profile)
+        return {name: evolve(one, text=one.text.replace("FOR UPDATE", "")) for name, one in found.items()}
+
+    with monkeypatch.context() as patch:
+        patch.setitem(databases._BEGIN, "distributed", "BEGIN ISOLATION LEVEL READ COMMITTED; ")
+        patch.setattr(databases, "load", load)
+        store = PostgreSQLDataAccess(conninfo, profile="distributed")
+    with store:
+        yield store
+
+
 @pytest.mark.parametrize("profile", ["distributed"])
 def test_a_lock_is_given_once_also_by_an_engine_whose_transactions_are_not_serializable(
-    conninfo: str, profile: Profile, monkeypatch: pytest.MonkeyPatch
+    careless: PostgreSQLDataAccess, conninfo: str, profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(databases._BEGIN, "distributed", "BEGIN ISOLATION LEVEL READ COMMITTED; ")
     others: list[str] = []
-    with (
-        PostgreSQLDataAccess(conninfo, profile=profile) as store,
-        PostgreSQLDataAccess(conninfo, profile=profile) as other,
-    ):
-        store.store_callback_requests([a_request()] * 3)
+    with PostgreSQLDataAccess(conninfo, profile=profile) as other:
+        careless.store_callback_requests([a_request()] * 3)
 
-        def let_others_be_faster(transaction: PostgreSQLTransaction, name: str, rows: Any) -> int:
-            monkeypatch.undo()
+        def let_others_be_faster() -> None:
             others.extend(one.id for one in acquire(other, limit=2))
-            return transaction.run_many(name, rows)
 
-        monkeypatch.setattr(PostgreSQLTransaction, "run_many", let_others_be_faster)
-        ours = [one.id for one in acquire(store)]
+        with between(monkeypatch, "due_heads", let_others_be_faster):
+            ours = [one.id for one in acquire(careless)]
 
     assert len(others) == 2
     assert len(ours) == 1
     assert not set(ours) & set(others)
+
+
+@pytest.mark.parametrize("profile", ["distributed"])
+def test_a_result_that_comes_while_a_claim_ends_its_lock_stays(
+    careless: PostgreSQLDataAccess, conninfo: str, profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with PostgreSQLDataAccess(conninfo, profile=profile) as other:
+        other.store_callback_requests([a_request(queue_id="queue")] * 2, ids=["a", "b"])
+        held = acquire(other)
+        other.request_transition("a", Action.CANCEL)
+        let_locks_time_out(conninfo)
+
+        with between(monkeypatch, "due_heads", lambda: succeed(other, held)):
+            acquired = acquire(careless) or acquire(careless)
+
+        status = other.get_callback_status("a")
+        assert (status.state, [lock.completed for lock in status.locks]) == (CallbackState.SUCCEEDED, [True])
+        assert [one.id for one in acquired] == ["b"]
+
+
+@pytest.mark.parametrize("profile", ["distributed"])
+def test_a_redelivery_that_comes_while_a_claim_opens_the_queue_stays(
+    careless: PostgreSQLDataAccess, conninfo: str, profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with PostgreSQLDataAccess(conninfo, profile=profile) as other:
+        other.store_callback_request(a_request(queue_id="queue"), id="a")
+        held = acquire(other)
+        with transaction(conninfo) as connection:
+            other.store_callback_request(a_request(queue_id="queue"), id="b", connection=connection)
+            other.record_attempts([AttemptRecord(acquired=held[0], attempt=an_attempt(), transition=EXHAUSTED)])
+            connection.commit()
+        let_locks_time_out(conninfo)  # and so tries the claim again to open the queue
+
+        redeliver = partial(other.request_transition, "a", Action.REDELIVER)
+        with between(monkeypatch, "due_heads", redeliver):
+            acquired = acquire(careless) or acquire(careless)
+
+        status = other.get_callback_status("a")
+        assert (status.state, status.blocked_by) == (CallbackState.WAITING, "b")
+        assert [one.id for one in acquired] == ["b"]
+
+
+def let_locks_time_out(conninfo: str) -> None:
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute(
+            "UPDATE callbackq.callbacks SET due = least(due, stored), ready = least(ready, stored) "
+            "FROM callbackq.requests AS r WHERE r.callback = callbacks.callback"
+        )
+
+
+@pytest.mark.parametrize("profile", ["distributed"])
+def test_a_claim_locks_rows_in_the_order_in_which_results_do_and_gives_the_oldest_first(
+    conninfo: str, profile: Profile
+) -> None:
+    with (
+        PostgreSQLDataAccess(conninfo, profile=profile) as store,
+        transaction(conninfo) as connection,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        store.store_callback_request(a_request(), id="a")
+        acquire(store)
+        store.request_transition("a", Action.CANCEL)
+        for id in ("z", "k"):
+            store.store_callback_request(a_request(), id=id)
+        let_locks_time_out(conninfo)
+
+        connection.execute("SELECT 1 FROM callbackq.callbacks WHERE callback = 'a' FOR UPDATE")
+        claim = threads.submit(acquire, store)
+        until(lambda: connection.execute(WAITING_FOR_LOCKS).fetchall(), "the claim to wait")
+        free = connection.execute("SELECT callback FROM callbackq.callbacks FOR UPDATE SKIP LOCKED").fetchall()
+        connection.rollback()
+
+        assert sorted(free) == [("a",), ("k",), ("z",)], "none was taken before the first key"
+        assert [one.id for one in claim.result(LIMIT)] == ["z", "k"]
+        assert store.get_callback_status("a").state is CallbackState.CANCELLED
 
 
 # Who hears of what.

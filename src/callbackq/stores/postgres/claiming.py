@@ -30,16 +30,13 @@ def claim(
     timeout = later(now, lock_timeout)
 
     def take(rows: list[CallbackRow]) -> None:
-        # What can't be ours was mended, and is not in the database as we have it.
-        seen = [{"was_token": None if row.is_damaged else row.token, "was_state": row.state} for row in rows]
         for row in rows:
             # No counter, which all claims would wait for. Time gives a token that even a callback which was purged and
             # stored again never had; adding one makes it rise also when somebody has turned the clock back.
             row.take(
                 token=max(row.token + 1, transaction.began), acquired=now, timeout=timeout, machine_name=machine_name
             )
-        locked = transaction.run_many("lock", [vars(row) | was for row, was in zip(rows, seen, strict=True)])
-        if locked != len(rows):
+        if transaction.run_many("lock", map(vars, rows)) != len(rows):
             raise psycopg.errors.SerializationFailure("others have locked some of them, or ended their locks")
 
     return locking.claim(transaction, now, limit=limit, take=take)

@@ -70,19 +70,27 @@ ORDER BY found.ready
 LIMIT :limit;
 
 -- name: due_heads
--- All by key. What others have taken since it was peeked at is no longer due.
+-- All by key. Locked in the order of keys, as whoever records locks them, since an engine may have locks; given in the
+-- order in which they are due. What others have taken since it was peeked at is no longer due.
+WITH heads AS MATERIALIZED (
+    SELECT c.callback, c.queue, c.sequence, c.state, c.is_head, c.due, c.ready, c.token, c.acquired, c.machine,
+        c.attempts_made, c.abandoned, c.holds, c.cancel_requested, c.accepted_late, c.finished, c.failed_reason
+    FROM {schema}.callbacks AS c
+    WHERE c.callback = ANY(CAST(:candidates AS TEXT[])) AND c.is_head = 1 AND c.ready <= :now
+    ORDER BY c.callback
+    FOR UPDATE
+)
 SELECT c.callback, c.callback, c.queue, c.sequence, c.state, c.is_head, c.due, c.token, c.acquired, c.machine,
     c.attempts_made, c.abandoned, c.holds, c.cancel_requested, c.accepted_late, c.finished, c.failed_reason,
     c.queue, r.url, r.method, r.headers, r.retry_phases, r.application_id, r.email_address, r.on_exhausted, r.body
-FROM {schema}.callbacks AS c
+FROM heads AS c
 LEFT JOIN {schema}.requests AS r ON r.callback = c.callback
-WHERE c.callback = ANY(CAST(:candidates AS TEXT[])) AND c.is_head = 1 AND c.ready <= :now
 ORDER BY c.ready
 LIMIT :limit;
 
 -- name: lock
--- By key. No row was locked when it was read, so it must be as it was: a lock must not hang on what an engine makes of
--- SERIALIZABLE.
+-- By key. A row must be as it was when it was read: neither a lock nor its end must hang on what an engine makes of
+-- SERIALIZABLE and of FOR UPDATE. Where one isn't, all is undone and begun again.
 UPDATE {schema}.callbacks AS c
 SET state = 1, due = v.due, ready = v.due, token = v.token, acquired = v.acquired, machine = v.machine,
     abandoned = v.abandoned
@@ -92,6 +100,23 @@ FROM unnest(
 ) AS v(callback, due, token, acquired, machine, abandoned, was_token, was_state)
 WHERE c.callback = v.callback
     AND (v.was_token IS NULL OR c.is_head = 1 AND c.token = v.was_token AND c.state = v.was_state);
+
+-- name: write_callback
+-- By key. As for `lock`.
+UPDATE {schema}.callbacks AS c
+SET state = v.state, is_head = v.is_head, due = v.due, ready = v.due, attempts_made = v.attempts_made,
+    abandoned = v.abandoned, holds = v.holds, cancel_requested = v.cancel_requested, accepted_late = v.accepted_late,
+    finished = v.finished, failed_reason = v.failed_reason
+FROM unnest(
+    CAST(:callback AS TEXT[]), CAST(:state AS SMALLINT[]), CAST(:is_head AS SMALLINT[]), CAST(:due AS BIGINT[]),
+    CAST(:attempts_made AS BIGINT[]), CAST(:abandoned AS BIGINT[]), CAST(:holds AS SMALLINT[]),
+    CAST(:cancel_requested AS SMALLINT[]), CAST(:accepted_late AS SMALLINT[]), CAST(:finished AS BIGINT[]),
+    CAST(:failed_reason AS TEXT[]), CAST(:was_token AS BIGINT[]), CAST(:was_state AS SMALLINT[])
+) AS v(
+    callback, state, is_head, due, attempts_made, abandoned, holds, cancel_requested, accepted_late, finished,
+    failed_reason, was_token, was_state
+)
+WHERE c.callback = v.callback AND (v.was_token IS NULL OR c.token = v.was_token AND c.state = v.was_state);
 
 -- name: due_mailings
 -- mailings_owing from its beginning.

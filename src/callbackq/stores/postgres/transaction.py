@@ -129,7 +129,10 @@ class PostgreSQLTransaction(Transaction):
         # One array for each column: any number of rows is one statement.
         given = list(rows)
         names = self._statements[name].values
-        return self._execute(name, {value: [row[value] for row in given] for value in names}).rowcount
+        changed = self._execute(name, {value: [row[value] for row in given] for value in names}).rowcount
+        if "was_token" in names and changed != len(given):
+            raise psycopg.errors.SerializationFailure("others have changed some of them since they were read")
+        return changed
 
     def rows_to_change(self, ids: Iterable[str]) -> dict[str, CallbackRow]:
         return {row[1]: CallbackRow(*row).mended() for row in self.all("callbacks", ids=list(ids))}

@@ -121,6 +121,9 @@ class CallbackRow:
     failed_reason: str | None
     is_damaged: bool = False
     """Somebody else has written what we never would. What is sent under it would be a guess, so it must fail."""
+    was_token: int | None = None
+    """As it was read, for databases where nothing kept others from the row since; ``None`` when it was mended."""
+    was_state: int | None = None
 
     def mended(self) -> CallbackRow:
         """Put something to go on with in place of what can't be ours; most rows are as they should be."""
@@ -140,6 +143,9 @@ class CallbackRow:
         if wrong:
             values |= wrong
             self.is_damaged = True
+        else:
+            # What can't be ours is not in the database as we have it.
+            self.was_token, self.was_state = self.token, self.state
         return self
 
     def owes_an_opening(self) -> bool:
@@ -151,7 +157,7 @@ class CallbackRow:
         self.token, self.acquired, self.due, self.machine = token, acquired, timeout, machine_name
 
 
-ROW_COLUMNS: Final = len(fields(CallbackRow)) - 1
+ROW_COLUMNS: Final = [one.name for one in fields(CallbackRow)].index("is_damaged")
 """How many columns of a statement that gives more make up the row."""
 
 
