@@ -16,6 +16,7 @@ from psycopg import sql
 from callbackq.errors import DataAccessError, InvalidRequestError, SchemaVersionError
 from callbackq.stores.postgres import PostgreSQLDataAccess, migrate, migration_sql
 from callbackq.stores.postgres import schema as schemas
+from callbackq.stores.postgres.connections import Waits
 from callbackq.stores.postgres.schema import NEWEST_VERSION
 from callbackq.stores.postgres.transaction import Profile
 from callbackq.testing.conformance.base import DELIVERED, LOCK_TIMEOUT, a_request, an_attempt
@@ -93,6 +94,38 @@ def test_processes_that_migrate_at_the_same_time_all_succeed(conninfo: str, prof
         child.finish()
 
     with PostgreSQLDataAccess(conninfo, profile=profile, may_migrate=False) as store:
+        assert works(store)
+
+
+def test_a_server_that_says_nothing_holds_up_no_migration_for_ever(
+    conninfo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schemas, "Waits", partial(Waits, 0.1, 0.1))
+    migrate(conninfo)
+    with psycopg.connect(conninfo) as holder:
+        holder.execute("LOCK TABLE callbackq.version IN ACCESS EXCLUSIVE MODE")
+
+        with pytest.raises(DataAccessError, match="gives no answer"):
+            migrate(conninfo)
+
+
+def test_whoever_is_at_the_steps_of_a_migration_is_waited_for_as_long_as_it_takes(
+    conninfo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schemas, "Waits", partial(Waits, 0.1, 0.1))
+    with psycopg.connect(conninfo, autocommit=True) as other:
+        other.execute("CREATE SCHEMA callbackq")
+        for statement in schemas._VERSION_TABLE:
+            other.execute(statement.replace("{schema}", "callbackq").encode())
+        other.execute("BEGIN; SELECT FROM callbackq.version FOR UPDATE")
+        migrating = threading.Thread(target=migrate, args=[conninfo])
+        migrating.start()
+        migrating.join(0.7)
+        assert migrating.is_alive()
+        other.execute("COMMIT")
+        migrating.join(LIMIT)
+
+    with PostgreSQLDataAccess(conninfo, may_migrate=False) as store:
         assert works(store)
 
 

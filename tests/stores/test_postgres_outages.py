@@ -5,21 +5,27 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from typing import Any
 
+import psycopg
 import pytest
+from psycopg import capabilities
+from psycopg.waiting import Ready, Wait
+from psycopg_pool import ConnectionPool
 
 from callbackq import Dispatcher
 from callbackq.core.lifecycle import Action
 from callbackq.core.models import CallbackState
 from callbackq.errors import DataAccessError, TransientDataAccessError
 from callbackq.events import EventKind
-from callbackq.stores.postgres import PostgreSQLDataAccess, listener
-from callbackq.stores.postgres.connections import OwnConnections
+from callbackq.stores.postgres import PostgreSQLDataAccess, connections, listener
+from callbackq.stores.postgres.connections import OwnConnections, Waits
 from callbackq.stores.postgres.cursors import execute
-from callbackq.testing import ScriptedTransport
+from callbackq.stores.postgres.faults import SilenceError
+from callbackq.testing import FakeClock, ScriptedTransport
 from callbackq.testing.conformance.base import a_request
 from support.dispatching import Witness
 from support.postgres import PostgreSQL, PostgreSQLServer, failover_conninfo, until
@@ -267,9 +273,110 @@ def test_a_server_that_stands_still_holds_up_no_call_for_ever(
         assert store.get_callback_status("stored").state is CallbackState.WAITING
 
 
+@pytest.mark.skipif(not capabilities.has_cancel_safe(), reason="an older libpq can't ask for it within a limit")
+def test_a_statement_that_is_given_up_is_broken_off_in_the_server(postgres: PostgreSQL, migrated_database: str) -> None:
+    conninfo = postgres.conninfo(migrated_database)
+    waits = {"patience": timedelta(milliseconds=50), "answer_timeout": timedelta(milliseconds=50)}
+    with (
+        PostgreSQLDataAccess(conninfo, connections=2, **waits) as store,
+        psycopg.connect(conninfo) as holder,
+    ):
+        store.store_callback_request(a_request())
+        holder.execute("LOCK TABLE callbackq.callbacks IN ACCESS EXCLUSIVE MODE")
+        for _ in range(4):
+            with pytest.raises(DataAccessError, match="gives no answer"):
+                store.next_due()
+
+        theirs = (
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'callbackq'"
+        )
+        until(lambda: len(postgres.execute(theirs, dbname=migrated_database)) <= 1, "their sessions to end")
+
+
+@pytest.mark.parametrize("call", ["store", "act"])
+def test_a_commit_that_waits_for_a_standby_is_given_up_and_not_broken_off(
+    start_postgres: Callable[[], PostgreSQLServer], call: str
+) -> None:
+    """It would be seen by others then, who would rely on what may still be lost."""
+    primary = start_postgres()
+    standby = primary.standby(synchronous=True)
+    waits = {"patience": timedelta(milliseconds=100), "answer_timeout": timedelta(milliseconds=100)}
+    with PostgreSQLDataAccess(primary.conninfo()) as beside, PostgreSQLDataAccess(primary.conninfo(), **waits) as store:
+        request = a_request(queue_id="queue")
+        beside.store_callback_request(request, id="there")
+        calls: dict[str, Callable[[], object]] = {
+            "store": lambda: store.store_callback_request(request, id="new"),
+            "act": lambda: store.request_transition("there", Action.CANCEL),
+        }
+        with standby.frozen():
+            for _ in range(2):
+                with pytest.raises(DataAccessError):
+                    calls[call]()
+            assert [(one.id, one.state) for one in beside.list_callbacks()] == [("there", CallbackState.WAITING)]
+
+        seen = {"store": ("new", CallbackState.WAITING), "act": ("there", CallbackState.CANCELLED)}[call]
+        until(lambda: seen in [(one.id, one.state) for one in beside.list_callbacks()], "the commit to end")
+
+
+def test_a_client_that_stood_still_itself_looks_once_more_whether_there_is_an_answer(
+    postgres: PostgreSQL, migrated_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = FakeClock()
+    monkeypatch.setattr(connections, "time", clock)
+
+    def answer() -> Generator[Wait, Ready, str]:
+        while not (yield Wait.R):
+            pass
+        return "answer"
+
+    with connections.connect(postgres.conninfo(migrated_database), Waits(1.0, 1.0)) as connection:
+        late = connection._until_silent(answer())
+        next(late)
+        clock.advance(100.0)  # frozen, between the end of a wait and the look at the clock
+        late.send(Ready.NONE)
+        with pytest.raises(StopIteration) as stop:
+            late.send(Ready.R)
+        assert stop.value.value == "answer"
+
+        silent = connection._until_silent(answer())
+        next(silent)
+        clock.advance(100.0)
+        silent.send(Ready.NONE)
+        with pytest.raises(SilenceError):
+            silent.send(Ready.NONE)
+        assert connection.closed
+
+
+@pytest.mark.parametrize("call", ["now", "open", "close"])
+def test_nobody_waits_without_a_limit_for_one_that_opens_the_store(
+    postgres: PostgreSQL, migrated_database: str, call: str
+) -> None:
+    opening, may_go_on = threading.Event(), threading.Event()
+    store = PostgreSQLDataAccess(postgres.conninfo(migrated_database), patience=timedelta(milliseconds=50))
+    prepare = store._database._prepare
+
+    def slowly(connection: psycopg.Connection[Any]) -> None:
+        opening.set()
+        assert may_go_on.wait(LIMIT)
+        prepare(connection)
+
+    store._database._prepare = slowly
+    opener = threading.Thread(target=store.open)
+    opener.start()
+    assert opening.wait(LIMIT)
+
+    with pytest.raises(TransientDataAccessError, match="opening the store for too long"):
+        getattr(store, call)()
+
+    may_go_on.set()
+    opener.join(LIMIT)
+    assert store.now()
+    store.close()
+
+
 @pytest.mark.thorough
 def test_a_server_that_takes_long_and_says_so_is_waited_for(postgres: PostgreSQL, migrated_database: str) -> None:
-    own = OwnConnections(postgres.conninfo(migrated_database), most=1, patience_seconds=LIMIT, silence_seconds=2.0)
+    own = OwnConnections(postgres.conninfo(migrated_database), most=1, waits=Waits(1.0, 1.0))
     # More than the server keeps before it sends.
     slowly = "SELECT repeat('x', 20000), pg_sleep(0.25) FROM generate_series(1, 12)"
 
@@ -278,18 +385,25 @@ def test_a_server_that_takes_long_and_says_so_is_waited_for(postgres: PostgreSQL
     own.close()
 
 
+@pytest.mark.parametrize("kind", ["its own", "a pool's"])
 def test_a_listener_notices_a_server_that_says_nothing_any_more(
-    postgres: PostgreSQL, migrated_database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    postgres: PostgreSQL,
+    migrated_database: str,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "callbackq.stores")
     monkeypatch.setattr(listener, "_PROBE_SECONDS", 0.05)
     heard = threading.Semaphore(0)
-    with (
-        CuttingProxy(postgres.conninfo(migrated_database)) as proxy,
-        PostgreSQLDataAccess(
-            proxy.conninfo, answer_timeout=timedelta(milliseconds=100), patience=timedelta(seconds=1)
-        ) as store,
-    ):
+    with ExitStack() as stack:
+        proxy = stack.enter_context(CuttingProxy(postgres.conninfo(migrated_database)))
+        where: str | ConnectionPool[Any] = proxy.conninfo
+        if kind == "a pool's":
+            where = stack.enter_context(ConnectionPool(proxy.conninfo, min_size=1, open=True))
+        store = stack.enter_context(
+            PostgreSQLDataAccess(where, answer_timeout=timedelta(milliseconds=100), patience=timedelta(seconds=1))
+        )
         unsubscribe = store.subscribe(heard.release)
         assert heard.acquire(timeout=LIMIT), "it listens"
         proxy.stall()

@@ -107,6 +107,31 @@ def test_a_pool_of_the_hosts_that_is_busy_or_closed_is_told(conninfo: str) -> No
             store.now()
 
 
+def test_a_connection_that_is_left_in_a_transaction_goes_to_nobody_else(conninfo: str) -> None:
+    with ConnectionPool(conninfo, min_size=1, max_size=1, open=True) as pool, PostgreSQLDataAccess(pool) as store:
+        with store._database._connection() as lent:
+            lent.execute("BEGIN")
+
+        with pool.connection() as connection:
+            assert not connection.autocommit
+        assert store.now()
+
+
+def test_a_connection_that_the_pool_lends_in_a_transaction_is_told(conninfo: str) -> None:
+    # One that the host checks by a statement, and doesn't end the transaction that this begins.
+    with (
+        ConnectionPool(
+            conninfo,
+            check=lambda connection: connection.execute("SELECT 1") and None,
+            min_size=1,
+            max_size=1,
+            open=True,
+        ) as pool,
+        pytest.raises(DataAccessError, match="ProgrammingError"),
+    ):
+        PostgreSQLDataAccess(pool).now()
+
+
 def test_a_pool_is_refused_in_a_forked_process(conninfo: str) -> None:
     with ConnectionPool(conninfo, min_size=1, open=True) as pool, PostgreSQLDataAccess(pool) as store:
         store.store_callback_request(a_request(), id="a")
@@ -120,9 +145,20 @@ def test_a_pool_is_refused_in_a_forked_process(conninfo: str) -> None:
         assert store.get_callback_status("a").id == "a"
 
 
-@pytest.mark.parametrize(("own", "name"), [("", "callbackq"), (" application_name=shop connect_timeout=3", "shop")])
-def test_what_the_host_has_set_for_its_connections_counts(conninfo: str, own: str, name: str) -> None:
-    with PostgreSQLDataAccess(f"{conninfo}{own}") as store:
+@pytest.mark.parametrize(
+    ("own", "answer_timeout", "name", "connect_timeout"),
+    [
+        ("", 10, "callbackq", "10"),
+        ("", 60, "callbackq", "10"),
+        ("", 4.5, "callbackq", "5"),
+        ("", 0.1, "callbackq", "2"),
+        (" application_name=shop connect_timeout=3", 10, "shop", "3"),
+    ],
+)
+def test_what_the_host_has_set_for_its_connections_counts(
+    conninfo: str, own: str, answer_timeout: float, name: str, connect_timeout: str
+) -> None:
+    with PostgreSQLDataAccess(f"{conninfo}{own}", answer_timeout=timedelta(seconds=answer_timeout)) as store:
         status = store.store_callback_request(a_request())
         with psycopg.connect(conninfo) as connection:
             named = connection.execute(
@@ -133,5 +169,5 @@ def test_what_the_host_has_set_for_its_connections_counts(conninfo: str, own: st
         (one,) = {connection.info.get_parameters()["connect_timeout"] for connection in connections._free}
 
     assert named == [(name,)]
-    assert one == ("3" if own else "10")
+    assert one == connect_timeout
     assert status.state is CallbackState.WAITING

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -256,6 +257,40 @@ def test_whoever_joins_a_held_queue_is_told_after_all_patience(conninfo: str, pr
         connection.commit()
 
         assert impatient.store_callback_request(a_request(queue_id="queue"), id="a").sequence == 2
+
+
+@pytest.mark.parametrize("is_enlisted", [False, True])
+@pytest.mark.parametrize("is_there", [False, True])
+def test_patience_is_for_all_queues_of_a_batch_together(conninfo: str, is_there: bool, is_enlisted: bool) -> None:
+    patience = timedelta(seconds=0.6)
+    queues = [f"queue {number}" for number in range(6)]
+    with PostgreSQLDataAccess(conninfo, patience=patience) as store, ExitStack() as held:
+        if is_there:
+            store.store_callback_requests([a_request(queue_id=queue) for queue in queues])
+        holders = [held.enter_context(transaction(conninfo)) for _ in queues]
+        for queue, holder in zip(queues, holders, strict=True):
+            store.store_callback_request(a_request(queue_id=queue), connection=holder)
+        done = threading.Event()
+
+        def let_go_one_after_the_other() -> None:
+            for holder in holders:
+                if done.wait(0.4):
+                    return
+                holder.rollback()
+
+        letting_go = threading.Thread(target=let_go_one_after_the_other)
+        began = time.monotonic()
+        letting_go.start()
+        own = held.enter_context(transaction(conninfo)) if is_enlisted else None
+        with pytest.raises(TransientDataAccessError, match="locked by another transaction"):
+            store.store_callback_requests([a_request(queue_id=queue) for queue in queues], connection=own)
+        waited = time.monotonic() - began
+        done.set()
+        letting_go.join(LIMIT)
+
+        assert 0.5 < waited < 1.5, "not for each of them"
+        if own is not None:
+            assert own.execute("SHOW lock_timeout").fetchone() == ("0",)
 
 
 # Storing again what is there.

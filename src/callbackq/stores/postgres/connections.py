@@ -7,13 +7,16 @@ in the log each time, and whoever wants a connection waits for all its patience 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Final, Protocol, TypeVar, cast
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, Final, NoReturn, Protocol, TypeVar, cast
 
 import psycopg
+from attrs import frozen
+from psycopg import capabilities
 from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
@@ -28,7 +31,10 @@ __all__ = [
     "Connections",
     "OwnConnections",
     "PoolConnections",
+    "Waits",
     "all_in_use",
+    "committing",
+    "connect",
     "conninfo_faults",
     "leads_to_one_session",
     "unlimited",
@@ -40,19 +46,47 @@ _SETTINGS: Final[dict[str, Any]] = {
     "autocommit": True,
     "prepare_threshold": None,  # see leads_to_one_session
     "application_name": "callbackq",
-    "connect_timeout": 10,
     # A server that vanishes without a word is noticed after half a minute, not after the system's two hours.
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 4,
     "tcp_user_timeout": 30_000,
 }
+# libpq takes less than two for two.
+_SHORTEST_CONNECT_SECONDS: Final = 2
+_LONGEST_CONNECT_SECONDS: Final = 10
+_CANCEL_SECONDS: Final = 1.0
 
 
-def _settings(conninfo: str) -> dict[str, Any]:
+@frozen
+class Waits:
+    """
+    How long to wait for what.
+
+    Attributes:
+        patience_seconds: for others: their connections, their transactions.
+        answer_seconds: for the server, beyond that.
+    """
+
+    patience_seconds: float = 10.0
+    answer_seconds: float = 10.0
+
+    @property
+    def silence_seconds(self) -> float:
+        """How long the server may leave a statement without an answer."""
+        return self.patience_seconds + self.answer_seconds
+
+    @property
+    def connect_seconds(self) -> int:
+        """How long connecting to one host may take."""
+        return max(_SHORTEST_CONNECT_SECONDS, min(math.ceil(self.answer_seconds), _LONGEST_CONNECT_SECONDS))
+
+
+def _settings(conninfo: str, waits: Waits) -> dict[str, Any]:
     """Give ours, where the host has not named its own."""
     named = conninfo_to_dict(conninfo)
-    return {name: value for name, value in _SETTINGS.items() if name not in named}
+    ours = {**_SETTINGS, "connect_timeout": waits.connect_seconds}
+    return {name: value for name, value in ours.items() if name not in named}
 
 
 class _Connection(psycopg.Connection[Any]):
@@ -63,9 +97,11 @@ class _Connection(psycopg.Connection[Any]):
         longest_silence_seconds: how long the server may neither take nor give anything while an answer is due. The
             system would notice a server that has vanished, not one that stands still (stopped, or on a disk that
             hangs).
+        is_committing: the statement under way commits.
     """
 
     longest_silence_seconds: float | None = None
+    is_committing: bool = False
 
     def wait(self, gen: PQGen[_T], *args: Any, **kwargs: Any) -> _T:
         # The driver waits in short steps, and tells after each of them that nothing has come.
@@ -78,16 +114,30 @@ class _Connection(psycopg.Connection[Any]):
         try:
             wanted = next(gen)
             end = time.monotonic() + limit
+            is_over = False
             while True:
                 ready = yield wanted
                 if ready:
                     end = time.monotonic() + limit
-                elif time.monotonic() > end:
-                    self.pgconn.finish()
-                    raise faults.SilenceError("the server gives no answer")
+                    is_over = False
+                elif is_over:
+                    self._give_up()
+                else:
+                    # Once more: perhaps it was this process that stood still, and the answer is there.
+                    is_over = time.monotonic() > end
                 wanted = gen.send(ready)
         except StopIteration as stop:
             return cast(_T, stop.value)
+
+    def _give_up(self) -> NoReturn:
+        # Else the server goes on with the statement when it can, and keeps its session until then. Not so a commit: it
+        # may be waiting for a standby, and others would see what is not safe yet. An older libpq can only ask without a
+        # limit, which a server that stands still would keep waiting.
+        if capabilities.has_cancel_safe() and not self.is_committing:
+            with suppress(psycopg.Error):
+                self.cancel_safe(timeout=_CANCEL_SECONDS)
+        self.pgconn.finish()
+        raise faults.SilenceError("the server gives no answer")
 
     def __del__(self, _warn: Any = None) -> None:
         # The driver would warn: of a store that nobody closed before the process ended, and in a forked process of its
@@ -106,6 +156,34 @@ def unlimited(connection: psycopg.Connection[Any]) -> Iterator[None]:
         yield
     finally:
         connection.longest_silence_seconds = limit
+
+
+@contextmanager
+def committing(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """Leave to the server what becomes of a statement that is given up: it commits."""
+    if not isinstance(connection, _Connection):
+        yield
+        return
+    connection.is_committing = True
+    try:
+        yield
+    finally:
+        connection.is_committing = False
+
+
+def connect(conninfo: str, waits: Waits, **own: Any) -> _Connection:
+    """
+    Connect with the limits of a store.
+
+    Args:
+        conninfo: where the server is.
+        waits: how long to wait for it.
+        own: what the host has named beside.
+    """
+    settings = {**_settings(conninfo, waits), **own}
+    connection = faults.without_password(lambda: _Connection.connect(conninfo, **settings))
+    connection.longest_silence_seconds = waits.silence_seconds
+    return connection
 
 
 def conninfo_faults(name: str, conninfo: object) -> Iterator[Fault]:
@@ -186,16 +264,14 @@ class OwnConnections(Connections):
     Args:
         conninfo: where the server is.
         most: how many connections there may be.
-        patience_seconds: how long to wait for one of them.
-        silence_seconds: how long the server may leave a statement without an answer.
+        waits: how long to wait for one of them, and for the server.
     """
 
     keep_statements = True
 
-    def __init__(self, conninfo: str, *, most: int, patience_seconds: float, silence_seconds: float) -> None:
+    def __init__(self, conninfo: str, *, most: int, waits: Waits) -> None:
         self._conninfo = conninfo
-        self._silence_seconds = silence_seconds
-        self._patience_seconds = patience_seconds
+        self._waits = waits
         self._places = threading.Semaphore(most)
         self.may_wait = threading.Semaphore(max(most - 1, 1))
         # A list's own operations are atomic: two threads never get the same connection.
@@ -204,7 +280,7 @@ class OwnConnections(Connections):
 
     @contextmanager
     def lend(self) -> Iterator[psycopg.Connection[Any]]:
-        if not self._places.acquire(timeout=self._patience_seconds):
+        if not self._places.acquire(timeout=self._waits.patience_seconds):
             raise all_in_use()
         try:
             connection = self._take()
@@ -222,9 +298,7 @@ class OwnConnections(Connections):
             self._places.release()
 
     def connect(self) -> _Connection:
-        connection = faults.without_password(lambda: _Connection.connect(self._conninfo, **_settings(self._conninfo)))
-        connection.longest_silence_seconds = self._silence_seconds
-        return connection
+        return connect(self._conninfo, self._waits)
 
     def close(self) -> None:
         self._is_closed = True
@@ -268,25 +342,29 @@ class PoolConnections(Connections):
 
     keep_statements = False
 
-    def __init__(self, pool: ConnectionPool[Any], *, patience_seconds: float) -> None:
+    def __init__(self, pool: ConnectionPool[Any], *, waits: Waits) -> None:
         self._pool = pool
         self.may_wait = threading.Semaphore(max(pool.max_size - 1, 1))
-        self._patience_seconds = patience_seconds
+        self._waits = waits
 
     @contextmanager
     def lend(self) -> Iterator[psycopg.Connection[Any]]:
         try:
-            connection = self._pool.getconn(timeout=self._patience_seconds)
+            connection = self._pool.getconn(timeout=self._waits.patience_seconds)
         except psycopg.Error as error:  # PoolTimeout and PoolClosed among them
             faults.raise_ours(error, nothing_written=True)
         begins_by_itself = not connection.autocommit
         try:
             if begins_by_itself:
-                connection.autocommit = True
+                _set_autocommit(connection)
             yield connection
         finally:
-            if begins_by_itself and connection.info.transaction_status is TransactionStatus.IDLE:
-                connection.autocommit = False
+            if begins_by_itself and connection.autocommit:
+                # The pool would end a transaction that is open, but leave the rest as it is to whoever comes next.
+                if connection.info.transaction_status is TransactionStatus.IDLE:
+                    connection.autocommit = False
+                else:
+                    connection.close()
             self._pool.putconn(connection)
 
     def connect(self) -> psycopg.Connection[Any]:
@@ -294,8 +372,11 @@ class PoolConnections(Connections):
         kwargs = pool.kwargs() if callable(pool.kwargs) else pool.kwargs
         conninfo = pool.conninfo() if callable(pool.conninfo) else pool.conninfo
         own = {**(kwargs or {}), "autocommit": True}
+        if pool.connection_class is psycopg.Connection:
+            return connect(conninfo, self._waits, **own)
+        # Whatever the host's class does, it does here, too.
         return faults.without_password(
-            lambda: pool.connection_class.connect(conninfo, **{**_settings(conninfo), **own})
+            lambda: pool.connection_class.connect(conninfo, **{**_settings(conninfo, self._waits), **own})
         )
 
     def close(self) -> None:
@@ -303,6 +384,13 @@ class PoolConnections(Connections):
 
     def leave_to_parent(self) -> None:
         raise DataAccessError("a pool can't be used in a forked process: make another pool and store there")
+
+
+def _set_autocommit(connection: psycopg.Connection[Any]) -> None:
+    try:
+        connection.autocommit = True
+    except psycopg.Error as error:
+        faults.raise_ours(error, nothing_written=True)
 
 
 def leads_to_one_session(connection: psycopg.Connection[Any]) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar, cast
 
@@ -23,7 +23,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 from callbackq.clock import Clock
 from callbackq.errors import DataAccessError, InvalidRequestError, TransientDataAccessError
 from callbackq.stores.postgres import faults
-from callbackq.stores.postgres.connections import Connections, all_in_use
+from callbackq.stores.postgres.connections import Connections, all_in_use, committing
 from callbackq.stores.postgres.cursors import execute
 from callbackq.stores.postgres.transaction import PostgreSQLTransaction, Profile, Statement, load, with_schema
 from callbackq.stores.sql.instants import microseconds
@@ -97,7 +97,7 @@ class Database:
 
     def _open(self) -> Connections:
         self._notice_fork()
-        with self._opening:
+        with self._alone():
             if self._connections is None:
                 self._connections = self._connect()
             if not self._is_prepared:
@@ -110,10 +110,22 @@ class Database:
                 self._is_prepared = True
             return self._connections
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other threads from opening and closing meanwhile."""
+        if not self._opening.acquire(timeout=self.patience_ms / 1000):
+            raise TransientDataAccessError(
+                "another thread has been opening the store for too long: it waits for the server"
+            )
+        try:
+            yield
+        finally:
+            self._opening.release()
+
     def close(self) -> None:
         """Close the connections that are ours."""
         self._notice_fork()
-        with self._opening:
+        with self._alone():
             connections, self._connections = self._connections, None
             self._is_prepared = False
         if connections is not None:
@@ -149,7 +161,7 @@ class Database:
 
         return self._persistently(read_once)
 
-    def at_once(self, operation: Callable[[PostgreSQLTransaction], _T]) -> _T:
+    def at_once(self, operation: Callable[[PostgreSQLTransaction], _T], /, *, writes: bool = False) -> _T:
         """
         Run an operation of one statement, which is a transaction in itself and may be run again.
 
@@ -159,7 +171,8 @@ class Database:
         def run_once() -> _T:
             with self._connection() as connection:
                 try:
-                    return operation(self._transaction(connection, {}))
+                    with committing(connection) if writes else nullcontext():
+                        return operation(self._transaction(connection, {}))
                 except psycopg.Error as error:
                     faults.raise_ours(error, nothing_written=faults.is_undone(error))
 
@@ -221,7 +234,8 @@ class Database:
                     faults.raise_ours(error, nothing_written=True)
                 raise
             try:
-                execute(connection, "COMMIT")
+                with committing(connection):
+                    execute(connection, "COMMIT")
             except psycopg.Error as error:
                 _roll_back(connection)
                 faults.raise_ours(error, nothing_written=faults.is_undone(error))

@@ -10,7 +10,7 @@ import psycopg
 from callbackq.core.validation import Fault, refuse
 from callbackq.errors import DataAccessError, SchemaVersionError
 from callbackq.stores.postgres import faults
-from callbackq.stores.postgres.connections import conninfo_faults, unlimited
+from callbackq.stores.postgres.connections import Waits, connect, conninfo_faults, unlimited
 from callbackq.stores.postgres.cursors import execute
 from callbackq.stores.postgres.transaction import Profile, with_schema
 from callbackq.stores.sql.scripts import load_migrations
@@ -114,9 +114,7 @@ def migrate(conninfo: str, *, schema: str = "callbackq", profile: Profile = "pos
     """
     refuse([*conninfo_faults("conninfo", conninfo), *schema_faults(schema), *profile_faults(profile)])
     try:
-        with faults.without_password(
-            lambda: psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
-        ) as connection:
+        with connect(conninfo, Waits()) as connection:
             prepare(connection, schema=schema, profile=profile, may_migrate=True)
     except psycopg.Error as error:
         faults.raise_ours(error, nothing_written=False)
@@ -143,8 +141,7 @@ def prepare(connection: psycopg.Connection[Any], *, schema: str, profile: Profil
         )
     for tries_left in reversed(range(_TRIES)):
         try:
-            with unlimited(connection):
-                _migrate(connection, schema, profile)
+            _migrate(connection, schema, profile)
             return
         except _CREATED_MEANWHILE:
             if not tries_left:
@@ -175,11 +172,13 @@ def _migrate(connection: psycopg.Connection[Any], schema: str, profile: Profile)
     with connection.transaction():
         # Whoever freezes here must not keep the others from opening the store for ever.
         _run(connection, _LIMIT_IDLENESS, schema)
-        ((version, found),) = _run(connection, _LOCK_VERSION, schema).fetchall()
+        with unlimited(connection):  # others may be at their steps
+            ((version, found),) = _run(connection, _LOCK_VERSION, schema).fetchall()
         _check_profile(found, profile)
         for steps in _MIGRATIONS[profile][version:]:
             for step in steps:
-                _run(connection, step, schema)
+                with unlimited(connection):
+                    _run(connection, step, schema)
         if version < NEWEST_VERSION:
             _run(connection, _SET_VERSION, schema, {"version": NEWEST_VERSION, "profile": profile})
 

@@ -32,8 +32,14 @@ WITH patience AS MATERIALIZED (
         place
     )
 ), joined AS (
+    -- Each queue's wait may last for what those before it have left, or a moment: so patience is for all together.
     INSERT INTO {schema}.queues AS q (queue, tail, head)
-    SELECT queue, many, callback FROM given WHERE queue IS NOT NULL AND nth = 1 ORDER BY queue COLLATE "C"
+    SELECT queue, many, CASE WHEN set_config('lock_timeout', CAST(greatest(
+        CAST(:patience AS BIGINT)
+            - CAST(extract(epoch FROM clock_timestamp() - statement_timestamp()) * 1000 AS BIGINT),
+        least(CAST(:patience AS BIGINT), 100)
+    ) AS TEXT), true) IS NOT NULL THEN callback END
+    FROM given WHERE queue IS NOT NULL AND nth = 1 ORDER BY queue COLLATE "C"
     ON CONFLICT (queue) DO UPDATE SET tail = q.tail + excluded.tail, head = coalesce(q.head, excluded.head)
     RETURNING q.queue, q.tail, q.head
 ), moment AS MATERIALIZED (

@@ -38,7 +38,13 @@ from callbackq.stores._door import ORDINARY_LIMITS, ask, check_accept
 from callbackq.stores._ids import any_id, rising_id
 from callbackq.stores.postgres import claiming, listing, storing
 from callbackq.stores.postgres import schema as schemas
-from callbackq.stores.postgres.connections import Connections, OwnConnections, PoolConnections, conninfo_faults
+from callbackq.stores.postgres.connections import (
+    Connections,
+    OwnConnections,
+    PoolConnections,
+    Waits,
+    conninfo_faults,
+)
 from callbackq.stores.postgres.database import Database
 from callbackq.stores.postgres.listener import Hints
 from callbackq.stores.postgres.transaction import PostgreSQLTransaction, Profile
@@ -92,7 +98,8 @@ class PostgreSQLDataAccess(
             raises `TransientDataAccessError`. For a server that can't be reached it doesn't wait.
         answer_timeout: for how long, beyond *patience*, the server may take a statement and say nothing, before a call
             raises `DataAccessError` and its connection is closed: it is stopped, say, or its disk hangs. Connections
-            of a pool of the host's have no such limit.
+            of a pool of the host's have no such limit. Connecting may take so long, too, from 2 to 10 seconds, where
+            the text has no ``connect_timeout``.
         may_migrate: whether `open` may create and change the tables. Otherwise that is done with `migrate` or by hand.
         durability: what a commit survives as the server is set up; it can't be asked.
         clock: for tests: where time comes from instead of the server.
@@ -131,7 +138,10 @@ class PostgreSQLDataAccess(
         listens = not self._is_distributed and (connections > 1 or not isinstance(where, str))
         self._database = Database(
             connect=partial(
-                _connections, where, most=connections - listens, patience=patience, answer_timeout=answer_timeout
+                _connections,
+                where,
+                most=connections - listens,
+                waits=Waits(patience.total_seconds(), answer_timeout.total_seconds()),
             ),
             schema=schema,
             profile=profile,
@@ -186,12 +196,17 @@ class PostgreSQLDataAccess(
     ) -> list[CallbackStatus]:
         within = None if connection is None else self._database.within(connection)
         read: storing.Run = within or self._database.read
+        write: storing.Run = (
+            self._database.at_once_within_limits
+            if self._is_distributed
+            else partial(self._database.at_once, writes=True)
+        )
         given = [id for id, _ in requests if id is not None]
         # Where the application's transaction is, since what it has stored can be seen nowhere else.
         ask(self._accept, requests, stored=storing.stored_of(read, given))
         with self._database.patiently() if connection is None else nullcontext():
             statuses = storing.store(
-                within or (self._database.at_once_within_limits if self._is_distributed else self._database.at_once),
+                within or write,
                 storing.drawn(requests, draw=self._draw_id),
                 read=read,
                 now=self._database.given_now_us(),
@@ -432,14 +447,10 @@ class PostgreSQLDataAccess(
         return hashlib.sha256(name.encode()).digest()[0] % _SHARDS if self._is_distributed else 0
 
 
-def _connections(
-    where: str | ConnectionPool[Any], *, most: int, patience: timedelta, answer_timeout: timedelta
-) -> Connections:
-    seconds = patience.total_seconds()
+def _connections(where: str | ConnectionPool[Any], *, most: int, waits: Waits) -> Connections:
     if isinstance(where, str):
-        silence = (patience + answer_timeout).total_seconds()
-        return OwnConnections(where, most=most, patience_seconds=seconds, silence_seconds=silence)
-    return PoolConnections(where, patience_seconds=seconds)
+        return OwnConnections(where, most=most, waits=waits)
+    return PoolConnections(where, waits=waits)
 
 
 def _channel(schema: str) -> str:

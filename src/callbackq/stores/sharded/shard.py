@@ -19,11 +19,12 @@ _LOG = logging.getLogger("callbackq.stores")
 
 _FIRST_REST_SECONDS: Final = 0.25
 _LONGEST_REST_SECONDS: Final = 30.0
-# A call that took long to fail held up all other shards. With this, faults take a tenth of the time at most.
-_REST_PER_SECOND_OF_FAULT: Final = 9.0
-_LONGEST_REST_AFTER_SLOW_FAULT_SECONDS: Final = 300.0
-# A dispatcher's results can't wait as long: their locks would time out.
-_RESULTS_REST_PER_SECOND_OF_FAULT: Final = 2.0
+# A call that took long to fail held up all other shards. With this, such faults take about a third of the time.
+_REST_PER_SECOND_OF_FAULT: Final = 2.0
+_LONGEST_REST_AFTER_SLOW_FAULT_SECONDS: Final = 60.0
+# A dispatcher's results can't wait as long, since their locks time out: at first for a turn of the other shards, whose
+# results are written in it. It doubles with each fault in a row, up to as long as the fault took.
+_FIRST_RESULTS_REST_SECONDS: Final = 1.0
 # A store that comes and goes must not flood the log.
 _SECONDS_BETWEEN_LINES: Final = 60.0
 
@@ -53,6 +54,7 @@ class Shard:
         self._failing_call = ""
         self._rests_until = float("-inf")
         self._results_rest_until = float("-inf")
+        self._results_failures = 0
         self._is_outage_told = False
         self._next_line_at: dict[str, float] = {}
 
@@ -65,8 +67,8 @@ class Shard:
         """
         Make a call on behalf of all shards, and note how it fared.
 
-        A fault begins a rest, longer with each in a row. Only the same call, or the one named by *ended_by*, can end
-        the outage: a store that can't be written to may still be read.
+        A fault begins a rest, longer with each in a row, and any success ends it. Only the same call, or the one named
+        by *ended_by*, can end the outage: a store that can't be written to may still be read.
         """
         began = self._clock.monotonic()
         try:
@@ -79,6 +81,7 @@ class Shard:
                 self._is_outage_told = True
                 _LOG.error("%s fails and is left alone for a while; the others go on", self.name, exc_info=error)
             raise
+        self._end_rests()
         if name == self._failing_call:
             self._recover()
         return result
@@ -93,10 +96,14 @@ class Shard:
         if began < self._results_rest_until:
             raise TransientDataAccessError(f"{self.name} took long to fail just now; it is asked again in a moment")
         try:
-            return call()
+            result = call()
         except Exception:
+            self._results_failures += 1
             self._rest_from_slow_fault(began)
             raise
+        self._results_failures = 0
+        self._end_rests()
+        return result
 
     def look(self) -> tuple[datetime | None, datetime]:
         """When something is next due here, and the present time, both by this store's own clock."""
@@ -130,9 +137,14 @@ class Shard:
     def _rest_from_slow_fault(self, began: float) -> None:
         # From calls of both kinds: whoever met the one would be held up by the other right after.
         now = self._clock.monotonic()
-        rest = min((now - began) * _REST_PER_SECOND_OF_FAULT, _LONGEST_REST_AFTER_SLOW_FAULT_SECONDS)
+        took = now - began
+        rest = min(took * _REST_PER_SECOND_OF_FAULT, _LONGEST_REST_AFTER_SLOW_FAULT_SECONDS)
         self._rests_until = max(self._rests_until, now + rest)
-        self._results_rest_until = now + (now - began) * _RESULTS_REST_PER_SECOND_OF_FAULT
+        rest = min(took, _FIRST_RESULTS_REST_SECONDS * 2.0 ** min(max(self._results_failures - 1, 0), 32))
+        self._results_rest_until = max(self._results_rest_until, now + rest)
+
+    def _end_rests(self) -> None:
+        self._rests_until = self._results_rest_until = float("-inf")
 
     def _recover(self) -> None:
         self._failures = 0
