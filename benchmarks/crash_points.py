@@ -558,7 +558,8 @@ def succeed(story: Story, place: Place, log_path: Path, expected: Mapping[str, A
         statuses,
         acknowledged=list(story.requests()),
         duplicates_bound=sum(bounds.values()),
-        redelivered=[story.wish.id] if story.wish and story.wish.action is Action.REDELIVER else [],
+        redelivered=wished_by(story, Action.REDELIVER),
+        cancelled=[*wished_by(story, Action.CANCEL), *wished_by(story, Action.SKIP)],
     ).judge()
     broken += [f"{one.rule}: {one.callback_id} {one.detail}" for one in judgement.violations]
     sent = Counter((arrival.callback_id, arrival.token) for arrival in arrivals)
@@ -593,6 +594,11 @@ def judge_emails(emails: Sequence[Mapping[str, Any]], owed: Iterable[str]) -> It
             yield f"e-mail: {id} was told of in {len(keys)} e-mails"
     if len(emails) - len({email["key"] for email in emails}) > 1:
         yield "e-mail: more than one was sent a second time"
+
+
+def wished_by(story: Story, action: Action) -> list[str]:
+    """To which callbacks an operator does that."""
+    return [story.wish.id] if story.wish and story.wish.action is action else []
 
 
 def judge_cancels(lines: Iterable[Mapping[str, Any]], wish: Wish | None) -> Iterator[str]:
