@@ -322,6 +322,7 @@ def test_lifecycle_picture_keeps_words_and_boxes_apart(lifecycle: ModuleType) ->
     ]
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(200)
 def test_pages_build_without_a_warning_and_document_every_public_name(tmp_path: Path) -> None:
     pytest.importorskip("sphinx", reason="the documentation's packages are not installed")

@@ -69,6 +69,7 @@ def broken_promises(clause: type[Conformance], mutant: type[Sturdy]) -> Iterator
             test.teardown_method()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("clause", "mutant"), [pytest.param(*pair, id=pair[1].__name__) for pair in MUTANTS])
 def test_a_broken_store_is_caught_by_the_clause_it_breaks(clause: type[Conformance], mutant: type[Sturdy]) -> None:
     # Some break their promise for a moment only, which a reader meets by chance.

@@ -18,9 +18,11 @@ from callbackq.testing.simulation.scenario import FaultKind, Reaction
 from simulation.planted import BUGS, HARMLESS, PAGE, PLANTED, PLANTED_IN_SQL, first_seed, row, seeds_of_bugs
 
 
-@pytest.mark.parametrize("start", range(0, 1800, 200))
+@pytest.mark.parametrize(
+    "start", [0, *(pytest.param(start, marks=pytest.mark.thorough) for start in range(300, 1800, 300))]
+)
 def test_no_promise_is_broken_on_the_store_in_memory(start: int) -> None:
-    assert run_seeds(start, 200, store="memory", processes=1).failed == []
+    assert run_seeds(start, 300, store="memory", processes=1).failed == []
 
 
 @pytest.mark.parametrize("start", range(0, 200, 50))
@@ -135,6 +137,7 @@ def test_every_rule_of_the_ledger_is_broken_by_something() -> None:
     assert set(BROKEN_BY) == set(RULES)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rule", BROKEN_BY)
 def test_a_rule_of_the_ledger_can_be_broken(rule: str) -> None:
     assert first_seed(PLANTED[BROKEN_BY[rule]], 500, rule) is not None

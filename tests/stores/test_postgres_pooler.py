@@ -23,6 +23,7 @@ from support.postgres_pooler import SwappingPooler
 from support.postgres_stores import PostgreSQLHooks
 
 
+@pytest.mark.thorough
 class TestPooledConformance(PostgreSQLHooks, Exclusive, SequenceNumbers, Reads, ThreadsAndForks):
     profile = "postgres"
     pooler: ClassVar[SwappingPooler]

@@ -12,6 +12,8 @@ import pytest
 from support.disk import Disk
 from support.sqlite_vfs import Event, WatchedFiles
 
+pytestmark = pytest.mark.thorough
+
 
 def write_rows(path: Path, journal: str, rows: int = 200) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:

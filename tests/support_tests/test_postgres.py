@@ -24,6 +24,8 @@ from support.postgres import (
 )
 from support.processes import Process, running
 
+pytestmark = pytest.mark.thorough
+
 Start = Callable[..., PostgreSQLServer]
 
 

@@ -14,6 +14,8 @@ from support.postgres import PostgreSQL
 from support.postgres_faults import CuttingProxy
 from support.processes import LIMIT
 
+pytestmark = pytest.mark.thorough
+
 SSL_REQUEST = struct.pack("!II", 8, 80877103)
 
 

@@ -31,6 +31,7 @@ def test_a_crash_at_any_boundary_of_sqlite_loses_and_reorders_nothing_and_counts
     assert outcome["hit"] >= outcome["points"] // 30
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(240)
 def test_a_crash_at_any_boundary_of_postgresql_loses_and_reorders_nothing_and_counts_no_attempt(
     postgres: PostgreSQL, database: str

@@ -21,7 +21,7 @@ def power_cuts(*arguments: object) -> dict[str, Any]:
     return judged(POWER_CUTS, "--cuts", 200, "--workloads", 2, *arguments, seconds=50)
 
 
-@pytest.mark.parametrize("journal", ["wal", "rollback"])
+@pytest.mark.parametrize("journal", ["wal", pytest.param("rollback", marks=pytest.mark.thorough)])
 def test_nothing_acknowledged_is_lost_to_a_power_cut(journal: str) -> None:
     outcome = power_cuts("--journal", journal)
 

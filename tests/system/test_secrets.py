@@ -667,6 +667,7 @@ def junk_for(column: str, kind: str) -> Iterator[object]:
         yield "[" * 20_000
 
 
+@pytest.mark.thorough
 def test_no_junk_in_any_column_is_quoted_or_obeyed(database: bytes, tmp_path: Path) -> None:
     path = tmp_path / "callbacks.db"
     spoilt = 0

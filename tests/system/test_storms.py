@@ -12,6 +12,7 @@ pytestmark = pytest.mark.system
 STORM = Path(__file__).parents[2] / "benchmarks" / "storm.py"
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(180)
 def test_kills_and_freezes_lose_nothing_reorder_nothing_and_keep_duplicates_within_the_bound() -> None:
     outcome = judged(
