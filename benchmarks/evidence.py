@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TextIO
 from zlib import crc32
 
@@ -129,6 +130,7 @@ class Verdict:
         held_up: locks of other dispatchers that were abandoned because of one that was frozen, or while the server was
             away. With *in_flight* this is the bound of duplicates.
         hit: interruptions that hit a dispatcher which held locks, by the machine's name and its number.
+        stopped_at_work: dispatchers that held a lock when they were told to stop, by their machines' names.
         abandoned_by_others: locks that were abandoned for another reason.
         undelivered: callbacks that ended otherwise than by an acceptance, though they may be tried again forever.
         late: outcomes that came when the lock was lost, and changed nothing.
@@ -141,6 +143,7 @@ class Verdict:
     in_flight: int = 0
     held_up: int = 0
     hit: set[tuple[str, int]] = field(factory=set)
+    stopped_at_work: set[str] = field(factory=set)
     abandoned_by_others: int = 0
     undelivered: int = 0
     late: int = 0
@@ -167,6 +170,7 @@ class Verdict:
             "in_flight_when_interrupted": self.in_flight,
             "held_up": self.held_up,
             "interruptions_with_work_in_flight": len(self.hit),
+            "stops_with_work_in_flight": len(self.stopped_at_work),
             "abandoned_by_others": self.abandoned_by_others,
             "late_outcomes_fenced": self.late,
             "sent_late": self.sent_late.total(),
@@ -188,7 +192,12 @@ class Verdict:
             self.examples.append(example)
 
 
-def judge(folder: Path, interruptions: dict[str, list[Interruption]], outages: Sequence[Interruption] = ()) -> Verdict:
+def judge(
+    folder: Path,
+    interruptions: dict[str, list[Interruption]],
+    outages: Sequence[Interruption] = (),
+    stops: Mapping[str, datetime] = MappingProxyType({}),
+) -> Verdict:
     """
     Judge what lies in a folder.
 
@@ -196,6 +205,7 @@ def judge(folder: Path, interruptions: dict[str, list[Interruption]], outages: S
         folder: with all three kinds of evidence.
         interruptions: of each machine, by its name.
         outages: when the server was away.
+        stops: when a machine's dispatcher was told to stop, by the store's clock.
     """
     verdict = Verdict()
     arrivals, acknowledged, statuses = (Evidence(folder, kind) for kind in ("arrivals", "acknowledged", "statuses"))
@@ -207,6 +217,7 @@ def judge(folder: Path, interruptions: dict[str, list[Interruption]], outages: S
             acknowledged.read(portion),
             interruptions,
             outages,
+            stops,
         )
     return verdict
 
@@ -221,6 +232,7 @@ def _judge_portion(
     acknowledged: Iterable[str],
     interruptions: dict[str, list[Interruption]],
     outages: Sequence[Interruption],
+    stops: Mapping[str, datetime],
 ) -> None:
     freezes = [one for of_one in interruptions.values() for one in of_one if one.ended is not None]
     interrupted: dict[tuple[str, int], tuple[CallbackLock, tuple[str, int]]] = {}
@@ -229,6 +241,9 @@ def _judge_portion(
         verdict.undelivered += not status.state.is_open and status.state is not CallbackState.SUCCEEDED
         verdict.late += sum(attempt.late for attempt in status.attempts)
         for lock in status.locks:
+            told = stops.get(lock.machine_name)
+            if told is not None and lock.acquired <= told and (lock.ended is None or told <= lock.ended):
+                verdict.stopped_at_work.add(lock.machine_name)
             number = _number_of(interruptions.get(lock.machine_name, ()), lock)
             if number is not None:
                 interrupted[status.id, lock.token] = lock, (lock.machine_name, number)

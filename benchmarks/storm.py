@@ -115,6 +115,7 @@ class Crew:
         self.done: Counter[str] = Counter()
         self.ended_badly = 0
         self.interruptions: defaultdict[str, list[Interruption]] = defaultdict(list)
+        self.stops: dict[str, datetime] = {}
 
     def _begin(self) -> Worker:
         self._begun += 1
@@ -148,6 +149,7 @@ class Crew:
             if kind == "kill":
                 self.interruptions[worker.machine_name].append(worker.kill())
             else:
+                self.stops[worker.machine_name] = self._now()
                 worker.stop()
                 self._stopping.append(worker)
         self._left[kind] -= 1
@@ -265,7 +267,7 @@ def storm(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             dump(store, folder)
     acknowledged.close()
     witness.close()
-    verdict = judge(folder, dispatchers.interruptions, restarts.outages)
+    verdict = judge(folder, dispatchers.interruptions, restarts.outages, dispatchers.stops)
     return {
         "store": options.store,
         "kills": dispatchers.done["kill"],
