@@ -12,6 +12,7 @@ from simulation.planted import PLANTED
 PAGE = Path(__file__).parents[2] / "docs/explanation/how-we-test.md"
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("crashes", [0, *(pytest.param(most, marks=pytest.mark.thorough) for most in (1, 2))])
 def test_no_order_of_events_breaks_a_promise(crashes: int) -> None:
     scope = explore(crashes=crashes)

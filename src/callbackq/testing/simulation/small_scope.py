@@ -12,6 +12,7 @@ again from its start, with the replies that it was given so far, up to the next 
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from datetime import datetime, timedelta
@@ -30,7 +31,8 @@ from callbackq.testing.simulation.replayed import HINT, Clock, Life, Reply, go_o
 __all__ = ["SmallScope", "explore"]
 
 _RETRY_DELAY: Final = timedelta(seconds=5)
-# A refusal, the calls of the store in between, and the time that passes: far more than any way takes.
+# A refusal, the calls of the store in between, and the time that passes: far more than any way takes. Who gets there
+# may go on for ever, with ever higher tokens.
 _DEEPEST: Final = 150
 
 
@@ -78,9 +80,11 @@ class _Explorer:
         self._most_crashes = crashes
         self._machines = machines
         self._ids = [f"c{number}" for number in range(callbacks)]
-        self._seen: set[object] = set()
+        # How each state was reached first, and from which it can be reached.
+        self._reached: dict[bytes, tuple[bytes, str] | None] = {}
+        self._before: defaultdict[bytes, list[bytes]] = defaultdict(list)
         self._steps = 0
-        self._endings = 0
+        self._endings: list[bytes] = []
         self._violations: list[tuple[Violation, tuple[str, ...]]] = []
         self._memo: dict[int, object] = {}
 
@@ -98,28 +102,48 @@ class _Explorer:
         for machine in range(self._machines):
             self._start(state, machine)
         # Not recursive: ways are longer than Python's stack.
-        todo: list[tuple[_State, tuple[str, ...]]] = [(state, ())]
-        self._seen.add(self._key(state))
+        begin = self._key(state)
+        todo = [(state, begin, 0)]
+        self._reached[begin] = None
         while todo:
-            state, way = todo.pop()
+            state, before, depth = todo.pop()
             for words, following in self._following(state):
                 self._steps += 1
                 key = self._key(following)
-                if key in self._seen:
+                self._before[key].append(before)
+                if key in self._reached:
                     continue
-                self._seen.add(key)
-                path = (*way, words)
+                self._reached[key] = before, words
                 if self._is_over(following):
-                    self._endings += 1
-                    self._judge(following, path)
-                elif len(path) > _DEEPEST:
-                    self._break("not drained", path)
-                else:
-                    todo.append((following, path))
-        return SmallScope(states=len(self._seen), steps=self._steps, endings=self._endings, violations=self._violations)
+                    self._endings.append(key)
+                    self._judge(following, self._way(key))
+                elif depth < _DEEPEST:
+                    todo.append((following, key, depth + 1))
+        self._judge_dead_ends()
+        return SmallScope(
+            states=len(self._reached), steps=self._steps, endings=len(self._endings), violations=self._violations
+        )
 
-    def _break(self, rule: str, way: tuple[str, ...]) -> None:
-        self._violations.append((Violation(rule=rule, callback_id="", detail="no way to an end"), way))
+    def _way(self, key: bytes) -> tuple[str, ...]:
+        """Give the steps by which a state was reached first."""
+        steps = []
+        while (step := self._reached[key]) is not None:
+            key, words = step
+            steps.append(words)
+        return tuple(reversed(steps))
+
+    def _judge_dead_ends(self) -> None:
+        """From each state, all must still be able to end: also where the world goes round in circles."""
+        alive, todo = set(self._endings), list(self._endings)
+        while todo:
+            for before in self._before[todo.pop()]:
+                if before not in alive:
+                    alive.add(before)
+                    todo.append(before)
+        dead = next((key for key in self._reached if key not in alive), None)
+        if dead is not None:
+            detail = f"no way from here to an end, nor from {len(self._reached) - len(alive) - 1} other states"
+            self._violations.append((Violation(rule="not drained", callback_id="", detail=detail), self._way(dead)))
 
     def _copy(self, state: _State) -> _State:
         clock = Clock(state.clock.now_us)
@@ -128,7 +152,7 @@ class _Explorer:
             state, store=deepcopy(state.store, memo), clock=clock, lives=[evolve(life) for life in state.lives]
         )
 
-    def _key(self, state: _State) -> object:
+    def _key(self, state: _State) -> bytes:
         callbacks = tuple(
             (
                 one.state.value,
