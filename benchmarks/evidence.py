@@ -179,13 +179,15 @@ class Verdict:
             "examples": self.examples,
         }
 
-    def add(self, judgement: Judgement) -> None:
+    def add(self, judgement: Judgement, statuses: Sequence[CallbackStatus]) -> None:
         self.callbacks += judgement.callbacks
         self.arrivals += judgement.arrivals
         self.duplicates += judgement.duplicates
         self.broken.update(judgement.broken())
+        records = {status.id: status for status in statuses}
         for violation in judgement.violations:
-            self.show(str(violation))
+            status = records.get(violation.callback_id)
+            self.show(f"{violation}, of which is recorded {(status.locks, status.attempts) if status else None}")
 
     def show(self, example: str) -> None:
         if len(self.examples) < _EXAMPLES:
@@ -265,7 +267,7 @@ def _judge_portion(
             verdict.show(f"{arrival} was sent late, under {held}")
     verdict.hit.update(cause for _, cause in interrupted.values())
     history = History(arrivals, statuses, acknowledged=acknowledged, stale_requests=stale, excused=excused)
-    verdict.add(history.judge())
+    verdict.add(history.judge(), statuses)
 
 
 def _number_of(interruptions: Sequence[Interruption], lock: CallbackLock) -> int | None:

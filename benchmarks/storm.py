@@ -217,6 +217,27 @@ class Restarts:
             self._thread.join()
 
 
+class Watch:
+    """Notices when the machine itself stands still: then attempts time out whose answers were on their way."""
+
+    def __init__(self) -> None:
+        self.longest_stall_seconds = 0.0
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        last = time.monotonic()
+        while not self._is_over.wait(STEP_SECONDS):
+            now = time.monotonic()
+            self.longest_stall_seconds = max(self.longest_stall_seconds, now - last)
+            last = now
+
+    def close(self) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+
 def rage(store: Store, dispatchers: Crew, enqueuer: Enqueuer, restarts: Restarts, options: argparse.Namespace) -> None:
     """Let the storm rage until all was done to dispatchers that had to be, and enough callbacks were stored."""
     chance = random.Random(options.seed)
@@ -261,7 +282,8 @@ def storm(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         with setting.make_store() as store:
             restarts = Restarts(place.server, options.server_restarts, stores.clock_of(store))
             enqueuer = Enqueuer(store, acknowledged, witness, chance, options)
-            with closing(Crew(setting, stores.clock_of(store), chance, options)) as dispatchers:
+            crew = Crew(setting, stores.clock_of(store), chance, options)
+            with closing(crew) as dispatchers, closing(Watch()) as watch:
                 rage(store, dispatchers, enqueuer, restarts, options)
             seconds = time.monotonic() - began
             dump(store, folder)
@@ -280,6 +302,7 @@ def storm(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         **verdict.figures(),
         "seconds": round(seconds, 1),
         "seconds_with_judgement": round(time.monotonic() - began, 1),
+        "longest_stall_of_the_machine_seconds": round(watch.longest_stall_seconds, 3),
         "ended_badly": dispatchers.ended_badly,
         "ok": verdict.is_ok() and not dispatchers.ended_badly,
     }
