@@ -519,7 +519,8 @@ def test_a_shard_that_takes_long_to_fail_holds_the_others_up_a_third_of_the_time
             acquire(store)
             clock.advance(0.5)
 
-    assert 31 <= shards[1].calls.count("acquire_locks") <= 34
+    # Chance draws the rests of faults in a row, up to 30 s, where that is longer than the 20 of a slow one.
+    assert 1000 // (10 + 30.5) <= shards[1].calls.count("acquire_locks") <= 1000 // (10 + 20) + 1
 
 
 def test_a_shard_that_takes_very_long_to_fail_is_asked_again_after_a_minute(
