@@ -57,7 +57,7 @@ class ShardedDataAccess(DataAccess, SupportsShards):
 
     * A shard that fails takes nothing else with it. `acquire_locks`, `next_due`, `now`, `open` and
       ``acquire_notifications`` give what the others have, and leave it alone for a growing while: 30 seconds at most,
-      or five minutes if it takes long to fail. They raise when no shard answers. Every other call asks the shards that
+      or a minute if it takes long to fail. They raise when no shard answers. Every other call asks the shards that
       it needs, and raises what they raise. The log tells when a shard fails and when it works again.
     * Storing under an id of your own needs all shards, unless the call is a repetition: none of them must have that id
       already, with another queue. While one can't be asked, `TransientDataAccessError` says so. Ids that are drawn here
