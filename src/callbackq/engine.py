@@ -208,21 +208,26 @@ class Engine:
         # A transport may tell twice, or after its attempt was given up: only the first word counts.
         if slot.delivery is delivery:
             try:
-                self._end_delivery(slot, outcome)
+                self._end_delivery(slot, delivery, outcome)
             except MemoryError:
                 self._untaken.append(message)
 
-    def _end_delivery(self, slot: Slot, outcome: object) -> None:
+    def _end_delivery(self, slot: Slot, delivery: Delivery, outcome: object) -> None:
         answered = None
         if isinstance(outcome, NotSent):
             self.recorder.release(slot, after=self._rest_after(outcome.reason))
             if outcome.reason is NotSentReason.LOCAL_FAULT:
                 self._rest_after_local_fault(outcome.detail)
         else:
-            slot.attempt, slot.retry_after = self._judge.attempt(outcome)
-            if slot.attempt.failure not in _OUR_DOING:
-                answered = slot.attempt.failure is None
-            self.recorder.record(slot)
+            attempt, retry_after = self._judge.attempt(outcome)
+            if attempt.failure not in _OUR_DOING:
+                answered = attempt.failure is None
+            if delivery.attempt <= slot.acquired.attempts_made and self._judge.wants_retry(attempt):
+                # While its lock was lost, another dispatcher made that attempt, and it counted. This is no retry.
+                self.recorder.release(slot)
+            else:
+                slot.attempt, slot.retry_after = attempt, retry_after
+                self.recorder.record(slot)
             self._sending.failures = 0
         slot.delivery = None
         follower = self._hosts.end(slot.host, slot, self._clock.monotonic(), answered=answered)
@@ -352,7 +357,10 @@ class Engine:
             delivery = slot.delivery
             # Without one, its result or its release waits to be written, by the new lock now.
             if delivery is not None and not self._hosts.is_under_way(slot.host, slot):
-                slot.delivery = evolve(delivery, token=slot.acquired.lock.token, ends_at=ends_at)
+                acquired = slot.acquired
+                slot.delivery = evolve(
+                    delivery, attempt=acquired.attempts_made + 1, token=acquired.lock.token, ends_at=ends_at
+                )
 
     def _end_those_who_overstay(self) -> None:
         """
@@ -368,9 +376,10 @@ class Engine:
         # All are found before one is ended: that lets the next in its line begin.
         overstaying = [slot for slot in self._slots.values() if self._overstays(slot, now)]
         for slot in overstaying:
-            if slot.is_overdue:
+            delivery = slot.delivery
+            if slot.is_overdue and delivery is not None:
                 no_answer = self._judge.no_answer(AttemptFailure.TIMEOUT, "the transport never ended it")
-                self._end_delivery(slot, no_answer)
+                self._end_delivery(slot, delivery, no_answer)
             slot.is_overdue = True
 
     def _overstays(self, slot: Slot, now: float) -> bool:

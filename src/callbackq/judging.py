@@ -69,6 +69,10 @@ class Judge:
             Answer(status_code=0, time=self._clock.now(), duration=timedelta(0), failure=failure, detail=detail)
         )
 
+    def wants_retry(self, attempt: CallbackAttempt) -> bool:
+        """Tell whether an attempt settled nothing: it uses up a retry, or the last."""
+        return attempt.failure is not AttemptFailure.INTERRUPTED and self._verdict(attempt.status_code) is Verdict.RETRY
+
     def after_attempt(self, acquired: Acquired, attempt: CallbackAttempt, retry_after: timedelta | None) -> Transition:
         """Decide what follows from an attempt."""
         if acquired.request is None:

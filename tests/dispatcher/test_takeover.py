@@ -9,7 +9,7 @@ import pytest
 
 from callbackq.core.delivery import NotSent, NotSentReason
 from callbackq.core.lifecycle import Transition
-from callbackq.core.models import AttemptFailure, CallbackState, CallbackStatus, RetryPhase
+from callbackq.core.models import AttemptFailure, CallbackAttempt, CallbackState, CallbackStatus, RetryPhase
 from callbackq.dataaccess import Acquired, Action, AttemptRecord
 from callbackq.dispatcher import Dispatcher
 from callbackq.errors import DataAccessError, LockLostError
@@ -19,6 +19,18 @@ from callbackq.testing import FakeClock, ScriptedTransport
 from support.dispatching import HeldTransport, InlineSender, Witness, a_request, an_engine, drive
 
 Build = Callable[..., Dispatcher]
+
+
+class Hanging(InMemoryDataAccess):
+    """A store that stands still at the next claim, while the test lets something happen."""
+
+    hang: Callable[[], None] | None = None
+
+    def acquire_locks(self, machine_name: str, *, lock_timeout: timedelta, limit: int) -> list[Acquired]:
+        hang, self.hang = self.hang, None
+        if hang is not None:
+            hang()
+        return super().acquire_locks(machine_name, lock_timeout=lock_timeout, limit=limit)
 
 
 def test_another_machine_takes_over_after_the_lock_timed_out_and_the_late_result_changes_nothing(
@@ -139,15 +151,6 @@ def test_a_result_that_the_store_took_and_denied_is_not_recorded_a_second_time(
 def test_an_answer_that_came_while_the_store_stood_still_counts(
     clock: FakeClock, transport: HeldTransport, witness: Witness
 ) -> None:
-    class Hanging(InMemoryDataAccess):
-        hang: Callable[[], None] | None = None
-
-        def acquire_locks(self, machine_name: str, *, lock_timeout: timedelta, limit: int) -> list[Acquired]:
-            if self.hang is not None:
-                self.hang()
-                self.hang = None
-            return super().acquire_locks(machine_name, lock_timeout=lock_timeout, limit=limit)
-
     store = Hanging(clock=clock)
     id = store.store_callback_request(a_request()).id
     engine = an_engine(store, transport, clock, witness)
@@ -168,19 +171,11 @@ def test_an_answer_that_came_while_the_store_stood_still_counts(
 def test_callbacks_in_line_are_sent_under_their_new_locks_after_the_store_stood_still(
     clock: FakeClock, transport: HeldTransport, witness: Witness
 ) -> None:
-    class Hanging(InMemoryDataAccess):
-        seconds = 0.0
-
-        def acquire_locks(self, machine_name: str, *, lock_timeout: timedelta, limit: int) -> list[Acquired]:
-            clock.advance(self.seconds)
-            self.seconds = 0.0
-            return super().acquire_locks(machine_name, lock_timeout=lock_timeout, limit=limit)
-
     store = Hanging(clock=clock)
     ids = [store.store_callback_request(a_request()).id for _ in range(3)]
     engine = an_engine(store, transport, clock, witness, host_concurrency=1)
     drive(engine, clock, until=lambda: len(transport.under_way) == 1)
-    store.seconds = 90.0
+    store.hang = lambda: clock.advance(90)
     engine.wake()
     engine.step()
 
@@ -196,6 +191,75 @@ def test_callbacks_in_line_are_sent_under_their_new_locks_after_the_store_stood_
     # Also the first, of which nothing had been sent yet when the transport was asked at last.
     assert [status.state for status in statuses] == [CallbackState.SUCCEEDED] * 3
     assert [len(status.attempts) for status in statuses] == [1, 1, 1]
+
+
+RETRIED_ONCE = [RetryPhase(retries=1, delay=timedelta(seconds=5))]
+
+
+def fail_elsewhere(store: InMemoryDataAccess, clock: FakeClock) -> None:
+    """Have another dispatcher take over all that is locked, be refused, and leave it to whoever is first."""
+    clock.advance(30)
+    delay = RETRIED_ONCE[0].delay
+    for taken in store.acquire_locks("other", lock_timeout=timedelta(seconds=30), limit=9):
+        refused = CallbackAttempt(status_code=503, time=clock.now(), duration=timedelta(0))
+        waiting = Transition(state=CallbackState.WAITING, delay=delay, counted=True)
+        store.record_attempt(taken, refused, waiting)
+    clock.advance(delay.total_seconds())
+
+
+@pytest.mark.parametrize(
+    ("answer", "state", "requests"),
+    [
+        (503, CallbackState.SUCCEEDED, 2),
+        (AttemptFailure.TIMEOUT, CallbackState.SUCCEEDED, 2),
+        (200, CallbackState.SUCCEEDED, 1),
+        (410, CallbackState.FAILED, 1),
+    ],
+)
+def test_an_attempt_that_outlived_its_lock_is_not_counted_as_the_retry_after_anothers(
+    store: InMemoryDataAccess,
+    clock: FakeClock,
+    transport: HeldTransport,
+    witness: Witness,
+    answer: int | AttemptFailure,
+    state: CallbackState,
+    requests: int,
+) -> None:
+    id = store.store_callback_request(a_request(retry_phases=RETRIED_ONCE)).id
+    engine = an_engine(store, transport, clock, witness)
+    drive(engine, clock, until=lambda: id in transport.under_way)
+    fail_elsewhere(store, clock)
+    # It locks the callback once more before it hears what came of the request that it has under way.
+    engine.wake()
+    engine.step()
+
+    transport.answer(id, answer)
+    if requests > 1:
+        drive(engine, clock, until=lambda: id in transport.under_way)
+        transport.answer(id, 200)
+    drive(engine, clock, until=engine.is_idle)
+
+    assert store.get_callback_status(id).state is state
+    assert [delivery.attempt for delivery in transport.deliveries] == [1, 2][:requests]
+
+
+def test_who_stood_in_line_while_another_made_the_attempt_makes_the_next(
+    clock: FakeClock, transport: HeldTransport, witness: Witness
+) -> None:
+    store = Hanging(clock=clock)
+    ids = {store.store_callback_request(a_request(retry_phases=RETRIED_ONCE)).id for _ in range(2)}
+    engine = an_engine(store, transport, clock, witness, host_concurrency=1)
+    drive(engine, clock, until=lambda: len(transport.under_way) == 1)
+    (first,) = transport.under_way
+    (second,) = ids - {first}
+    store.hang = lambda: fail_elsewhere(store, clock)
+    engine.wake()
+    engine.step()
+
+    transport.answer(first, 200)
+    drive(engine, clock, until=lambda: second in transport.under_way)
+
+    assert [delivery.attempt for delivery in transport.deliveries] == [1, 2]
 
 
 # What observers hear of it.
