@@ -50,7 +50,8 @@ _NO_SECRETS_REST: Final = timedelta(seconds=15)
 _NO_MEMORY_REST_SECONDS: Final = 0.1
 # How an attempt can end that says nothing about its host.
 _OUR_DOING: Final = frozenset({AttemptFailure.INTERRUPTED, AttemptFailure.INTERNAL})
-# The shortest rest when the store says that something is due but hands out nothing: somebody else is taking it.
+# Until the next look into a store that has handed out all that was due; also when it says that something is due, but
+# hands out nothing: somebody else is taking it.
 _SHORTEST_REST_SECONDS: Final = 0.01
 
 
@@ -334,7 +335,9 @@ class Engine:
             self._take_in(one, ends_at)
         self.polled_at = self._clock.monotonic()
         if len(acquired) < limit:
-            self._look_at = self._clock.monotonic() + self._seconds_to_next_due()
+            # Who found something doesn't ask what is due next: as a rule a result comes first, and opens more.
+            rest = _SHORTEST_REST_SECONDS if acquired else self._seconds_to_next_due()
+            self._look_at = self._clock.monotonic() + rest
 
     def _tell_if_just_abandoned(self, acquired: Acquired) -> None:
         # The count alone doesn't say whether it rose just now: it stays when a lock is given back unused.
