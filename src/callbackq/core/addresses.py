@@ -7,6 +7,7 @@ patch release, and call this host global when its address is wrapped in NAT64, 6
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 
@@ -16,6 +17,9 @@ __all__ = ["NAT64", "SPECIAL_NETWORKS", "Address", "Network", "SpecialBlock", "p
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
+
+# A host is judged at every attempt, and there are few hosts and many attempts: that took 3 µs of each.
+_REMEMBERED: Final = 1024
 
 
 @frozen
@@ -88,6 +92,7 @@ NAT64: Final = IPv6Network("64:ff9b::/96")
 """RFC 6052: the IPv4 address that is really called stands in the last four bytes."""
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def parse_address(text: str) -> Address | None:
     """
     Read a literal address without brackets: IPv4 as four plain decimal numbers, IPv6 in any spelling.
@@ -105,6 +110,7 @@ def parse_address(text: str) -> Address | None:
     return None if address.scope_id is not None else address.ipv4_mapped or address
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def special_block(address: Address) -> SpecialBlock | None:
     """Find the block that keeps an address from being public; ``None`` for a public one."""
     for block in _SPECIAL_IPV4 if isinstance(address, IPv4Address) else _SPECIAL_IPV6:

@@ -22,7 +22,7 @@ from attrs import frozen
 from callbackq.clock import Clock
 from callbackq.core.delivery import Answer, Delivery, NotSent, NotSentReason, Outcome
 from callbackq.core.exchange import Exchange
-from callbackq.core.models import AttemptFailure, CallbackData
+from callbackq.core.models import AttemptFailure, CallbackData, unchecked
 from callbackq.core.tunnel import TunnelExchange
 from callbackq.core.url import Target
 from callbackq.errors import TargetNotAllowedError
@@ -415,7 +415,8 @@ class Attempt:
         reply = exchange.reply
         return Answer(
             status_code=reply.status_code,
-            response=CallbackData(headers=reply.headers, data=reply.body),
+            # The reader of answers has made sure of both.
+            response=unchecked(CallbackData, headers=reply.headers, data=reply.body),
             time=self._time,
             duration=self._duration(network),
             failure=reply.failure,

@@ -360,7 +360,13 @@ def _read_phases(text: str | None) -> tuple[RetryPhase, ...]:
 
 
 def _write_headers(headers: Mapping[str, str]) -> str | None:
-    return _write_json(dict(headers)) if headers else None
+    return _write_header_items(tuple(headers.items())) if headers else None
+
+
+# A customer's callbacks have the same, a receiver's answers for a second. Few, since those may be long. Saves 1.3 µs.
+@lru_cache(maxsize=64)
+def _write_header_items(items: tuple[tuple[str, str], ...]) -> str | None:
+    return _write_json(dict(items))
 
 
 def _write_json(value: object) -> str | None:
