@@ -84,6 +84,7 @@ SHOWN = {
     "testing.history.Violation": ["callback_id", "detail"],
     "testing.simulation.account.Account": ["id"],
     "testing.simulation.scenario.PlannedCallback": ["queue"],
+    "testing.simulation.small_scope._State": ["hit"],
     "testing.simulation.world.Entry": ["about", "detail"],
 }
 """Ids and names. They are shown, escaped."""
@@ -109,7 +110,7 @@ OURS = {
     "testing.simulation.scenario.Fault": ["call"],
     "testing.simulation.scenario.Scenario": ["store"],
     "testing.simulation.small_scope.SmallScope": ["violations"],
-    "testing.simulation.replayed.Life": ["call"],
+    "testing.simulation.replayed.Life": ["call", "machine_name"],
     "testing.simulation.replayed.Reply": ["call"],
     "testing.simulation.world.Entry": ["who", "what"],
     "transport.request.RequestWriter": ["user_agent"],

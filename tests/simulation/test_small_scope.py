@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from callbackq.judging import Judge
 from callbackq.testing.simulation.small_scope import explore
 from simulation.planted import PLANTED
 
@@ -13,9 +14,12 @@ PAGE = Path(__file__).parents[2] / "docs/explanation/how-we-test.md"
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("crashes", [0, *(pytest.param(most, marks=pytest.mark.thorough) for most in (1, 2))])
-def test_no_order_of_events_breaks_a_promise(crashes: int) -> None:
-    scope = explore(crashes=crashes)
+@pytest.mark.parametrize(
+    ("crashes", "freezes"),
+    [(0, 0), *(pytest.param(*most, marks=pytest.mark.thorough) for most in ((1, 0), (2, 0), (0, 1)))],
+)
+def test_no_order_of_events_breaks_a_promise(crashes: int, freezes: int) -> None:
+    scope = explore(crashes=crashes, freezes=freezes)
 
     assert scope.violations == []
     assert scope.endings > 0
@@ -43,3 +47,21 @@ def test_a_planted_fault_is_found(name: str, rule: str, crashes: int, callbacks:
         scope = explore(crashes=crashes, callbacks=callbacks)
 
     assert rule in {violation.rule for violation, _ in scope.violations}
+
+
+@pytest.mark.thorough
+def test_that_tokens_are_not_compared_is_found_when_somebody_freezes() -> None:
+    with PLANTED["the token isn't compared"]():
+        scope = explore(crashes=0, freezes=1, callbacks=2)
+
+    assert scope.violations != []
+
+
+@pytest.mark.thorough
+def test_a_bug_that_it_found_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    # An attempt that outlives its lock was counted as the retry after another dispatcher's attempt.
+    monkeypatch.setattr(Judge, "wants_retry", lambda judge, attempt: False)
+
+    scope = explore(crashes=0, freezes=1, callbacks=2)
+
+    assert {violation.rule for violation, _ in scope.violations} == {"counts"}

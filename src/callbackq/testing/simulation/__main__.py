@@ -24,13 +24,13 @@ def _show(counts: Counter[str]) -> Iterable[str]:
         yield f"  {left}   {right}".rstrip()
 
 
-def _try_small_scope(crashes: int) -> int:
+def _try_small_scope(crashes: int, freezes: int) -> int:
     began = time.monotonic()
-    scope = explore(crashes=crashes)
+    scope = explore(crashes=crashes, freezes=freezes)
     print(
-        f"2 dispatchers, 1 queue, 3 callbacks, at most {crashes} crashes: {scope.states:,} states, "
-        f"{scope.steps:,} steps, {scope.endings:,} endings in {time.monotonic() - began:.0f} s: "
-        f"{len(scope.violations)} broken promises"
+        f"2 dispatchers, 1 queue, 3 callbacks, at most {crashes} crashes and {freezes} freezes: "
+        f"{scope.states:,} states, {scope.steps:,} steps, {scope.endings:,} endings "
+        f"in {time.monotonic() - began:.0f} s: {len(scope.violations)} broken promises"
     )
     for violation, way in sorted(scope.violations, key=lambda one: len(one[1]))[:_MOST_STORIES]:
         print(f"\n{violation.rule} {violation.callback_id}: {violation.detail}", *way, sep="\n  ")
@@ -48,9 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--small-scope", type=int, metavar="CRASHES", help="instead of seeds: every order, with so many crashes at most"
     )
+    parser.add_argument("--freezes", type=int, default=0, help="with --small-scope: so many freezes at most, too")
     options = parser.parse_args(arguments)
     if options.small_scope is not None:
-        return _try_small_scope(options.small_scope)
+        return _try_small_scope(options.small_scope, options.freezes)
     if options.log:
         for seed in range(options.start, options.start + options.seeds):
             print(simulate(seed, store=options.store).text(), end="")

@@ -12,9 +12,9 @@ from datetime import UTC, datetime, timedelta
 from math import ceil, inf
 from typing import Any, Final
 
-from attrs import frozen, mutable
+from attrs import evolve, frozen, mutable
 
-from callbackq.core.delivery import Answer, Delivery, Outcome
+from callbackq.core.delivery import Answer, Delivery, NotSent, NotSentReason, Outcome
 from callbackq.core.verdict import ResponsePolicy
 from callbackq.dataaccess import DataAccess
 from callbackq.engine import Engine
@@ -24,17 +24,18 @@ from callbackq.reporting import Reporter
 from callbackq.settings import Settings
 from callbackq.stores.memory import InMemoryDataAccess
 
-__all__ = ["HINT", "Clock", "Life", "Reply", "go_on"]
+__all__ = ["HINT", "LOCK_TIMEOUT", "Clock", "Life", "Reply", "go_on"]
 
 _START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 _UPTIME_US: Final = 1_000_000_000
 HINT: Final = (-1, 0)
 """Among the answers that a life is told: the store's hint that something may be due."""
+LOCK_TIMEOUT: Final = timedelta(seconds=30)
 _SETTINGS: Final = Settings(
     machine_name="machine",
     concurrency=2,
     host_concurrency=2,
-    lock_timeout=timedelta(seconds=30),
+    lock_timeout=LOCK_TIMEOUT,
     # Longer than a lock: what becomes due is found because the store says when.
     poll_interval=timedelta(seconds=60),
     max_abandoned=5,
@@ -79,20 +80,28 @@ class Life:
     One life of a dispatcher.
 
     Attributes:
+        machine_name: whose life it is.
         replies: what it was given so far.
         call: the call it waits for; ``None`` while it rests.
         wakes_us: when it wants to go on from its rest.
         sent: how many requests it has handed to the transport.
         answers: what came of those that have been answered, to be told at its next step.
         engine: its engine, as it stands at the call or rest.
+        is_frozen: its process stands still.
     """
 
+    machine_name: str
     replies: tuple[Reply, ...]
     call: tuple[str, tuple[Any, ...], dict[str, Any]] | None = None
     wakes_us: float = 0.0
     sent: int = 0
     answers: tuple[tuple[int, int], ...] = ()
     engine: Engine | None = None
+    is_frozen: bool = False
+
+    def is_ready(self, now_us: int) -> bool:
+        """Whether it would go on by itself now."""
+        return not self.is_frozen and (self.call is not None or bool(self.answers) or self.wakes_us <= now_us)
 
     def key(self, now_us: int) -> tuple[object, ...]:
         """
@@ -103,7 +112,8 @@ class Life:
         call = "" if self.call is None else self.call[0]
         wakes = max(self.wakes_us - now_us, 0.0) if self.call is None else 0.0
         told = sorted(self.answers)
-        return (call, wakes, tuple(told), () if self.engine is None else _facts_of(self.engine, now_us))
+        facts = () if self.engine is None else _facts_of(self.engine, now_us)
+        return (call, wakes, tuple(told), facts, self.is_frozen)
 
 
 def _facts_of(engine: Engine, now_us: int) -> tuple[object, ...]:
@@ -202,11 +212,15 @@ class _Stage(DataAccess):
 
 
 class _Sender:
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self.submitted: list[tuple[Delivery, Callable[[Outcome], None]]] = []
 
     def submit(self, delivery: Delivery, done: Callable[[Outcome], None]) -> None:
-        self.submitted.append((delivery, done))
+        if self._clock.monotonic() >= delivery.ends_at:
+            done(NotSent(reason=NotSentReason.TIME_IS_UP))
+        else:
+            self.submitted.append((delivery, done))
 
     def interrupt(self, deliveries: Iterable[Delivery]) -> None:
         raise AssertionError("nobody stops here")
@@ -219,14 +233,14 @@ class _Deaf:
 def go_on(life: Life, store: InMemoryDataAccess) -> list[Delivery]:
     """Run a life up to its next call or rest. Returns what it has sent since the last time."""
     clock = Clock()
-    sender, stage = _Sender(), _Stage(life, clock, store)
+    sender, stage = _Sender(clock), _Stage(life, clock, store)
     try:
         clock.now_us = stage.take("start")
         engine = Engine(
             stage,
             sender,
-            settings=_SETTINGS,
-            reporter=Reporter(_Deaf(), "machine"),
+            settings=evolve(_SETTINGS, machine_name=life.machine_name),
+            reporter=Reporter(_Deaf(), life.machine_name),
             clock=clock,
             random=lambda: 0.5,
             on_notification_owed=lambda: None,

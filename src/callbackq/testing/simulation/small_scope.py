@@ -1,9 +1,9 @@
 """
-Every order of events in a small world: two dispatchers, one queue, three callbacks, and a number of crashes.
+Every order of events in a small world: two dispatchers, one queue, three callbacks, and some crashes and freezes.
 
 Chance finds what is likely. This finds what is possible: after each call of the store, each arrival at the receiver and
-each answer, all that could happen next is tried, a crash before and after each call among it. States that were seen
-already are not looked at again.
+each answer, all that could happen next is tried, a crash before and after each call among it. What can be seen of the
+promises at once is judged at each step, the rest at each end. States that were seen already are not looked at again.
 
 A dispatcher stops in the middle of its step wherever it calls the store. No thread is needed for that: its life is run
 again from its start, with the replies that it was given so far, up to the next call.
@@ -26,7 +26,7 @@ from callbackq.core.models import CallbackRequest, CallbackState, RetryPhase
 from callbackq.errors import LockLostError
 from callbackq.stores.memory import InMemoryDataAccess
 from callbackq.testing.history import Arrival, History, Violation
-from callbackq.testing.simulation.replayed import HINT, Clock, Life, Reply, go_on
+from callbackq.testing.simulation.replayed import HINT, LOCK_TIMEOUT, Clock, Life, Reply, go_on
 
 __all__ = ["SmallScope", "explore"]
 
@@ -73,11 +73,15 @@ class _State:
     flights: tuple[_Flight, ...] = ()
     arrivals: tuple[Arrival, ...] = ()
     crashes: int = 0
+    freezes: int = 0
+    # Whose locks were held by somebody who crashed or froze: callback and token.
+    hit: frozenset[tuple[str, int]] = frozenset()
 
 
 class _Explorer:
-    def __init__(self, crashes: int, machines: int, callbacks: int) -> None:
+    def __init__(self, crashes: int, freezes: int, machines: int, callbacks: int) -> None:
         self._most_crashes = crashes
+        self._most_freezes = freezes
         self._machines = machines
         self._ids = [f"c{number}" for number in range(callbacks)]
         # How each state was reached first, and from which it can be reached.
@@ -111,6 +115,9 @@ class _Explorer:
                 self._steps += 1
                 key = self._key(following)
                 self._before[key].append(before)
+                # Also of a state that was seen already: it may have been reached in a better way before.
+                for violation in self._judge_step(state, following):
+                    self._violations.append((violation, (*self._way(before), words)))
                 if key in self._reached:
                     continue
                 self._reached[key] = before, words
@@ -175,11 +182,13 @@ class _Explorer:
             tuple((one.callback_id, one.token, one.accepted is None) for one in state.arrivals),
             tuple(ago for id, ago in last.items() if id in is_open),
             state.crashes,
+            state.freezes,
+            sorted(state.hit),
         )
         return hashlib.blake2b(repr(facts).encode(), digest_size=16).digest()
 
     def _start(self, state: _State, machine: int) -> None:
-        life = Life((Reply(state.clock.now_us, "start", state.clock.now_us),))
+        life = Life(f"m{machine}", (Reply(state.clock.now_us, "start", state.clock.now_us),))
         if machine == len(state.lives):
             state.lives.append(life)
         else:
@@ -198,8 +207,7 @@ class _Explorer:
     def _following(self, state: _State) -> Iterator[tuple[str, _State]]:
         found = False
         for machine, life in enumerate(state.lives):
-            is_ready = life.call is not None or bool(life.answers) or life.wakes_us <= state.clock.now_us
-            if is_ready:
+            if life.is_ready(state.clock.now_us):
                 found = True
                 yield self._with(state, machine, self._call if life.call else self._step)
         for flight in state.flights:
@@ -209,9 +217,10 @@ class _Explorer:
             yield f"{flight.delivery.callback_id} arrives", following
         if state.crashes < self._most_crashes:
             yield from self._crashes(state)
+        yield from self._freezes(state)
         if not found:
             following = self._copy(state)
-            wakes = min(life.wakes_us for life in state.lives)
+            wakes = min((life.wakes_us for life in state.lives if not life.is_frozen), default=inf)
             if wakes == inf:
                 return
             following.clock.now_us = int(wakes)
@@ -227,8 +236,43 @@ class _Explorer:
             if life.call is not None:
                 yield self._with(state, machine, self._crash_after_call)
 
+    def _freezes(self, state: _State) -> Iterator[tuple[str, _State]]:
+        for machine, life in enumerate(state.lives):
+            if life.is_frozen:
+                yield self._with(state, machine, self._thaw)
+            elif state.freezes < self._most_freezes and self._can_freeze(state, machine):
+                yield self._with(state, machine, self._freeze)
+
+    @staticmethod
+    def _can_freeze(state: _State, machine: int) -> bool:
+        # In the middle of something. What it has sent must have arrived: a copy that is under way for as long as a lock
+        # lives can't be stopped by anybody.
+        is_busy = state.lives[machine].call is not None or bool(state.lives[machine].answers)
+        return is_busy and all(flight.machine != machine for flight in state.flights)
+
+    def _freeze(self, state: _State, machine: int) -> str:
+        state.freezes += 1
+        state.lives[machine].is_frozen = True
+        self._hit(state, machine)
+        return "freezes"
+
+    @staticmethod
+    def _thaw(state: _State, machine: int) -> str:
+        state.lives[machine].is_frozen = False
+        return "goes on"
+
+    @staticmethod
+    def _hit(state: _State, machine: int) -> None:
+        name = state.lives[machine].machine_name
+        state.hit |= {
+            (one.id, one.locks[-1].token)
+            for one in state.store._callbacks.values()
+            if one.state is CallbackState.LOCKED and one.locks[-1].machine_name == name
+        }
+
     def _crash(self, state: _State, machine: int) -> str:
         state.crashes += 1
+        self._hit(state, machine)
         state.flights = tuple(flight for flight in state.flights if flight.machine != machine)
         self._start(state, machine)
         return "crashes"
@@ -270,7 +314,6 @@ class _Explorer:
     def _arrive(self, state: _State, flight: _Flight) -> None:
         delivery = flight.delivery
         state.flights = tuple(one for one in state.flights if one != flight)
-        callback = state.store._callbacks[delivery.callback_id]
         # The second callback is refused once.
         is_refused = delivery.callback_id == self._ids[1] and delivery.attempt == 1
         at = state.clock.now_us / 1e6
@@ -284,29 +327,52 @@ class _Explorer:
                 accepted=None if is_refused else at,
             ),
         )
-        if callback.state is not CallbackState.LOCKED or callback.locks[-1].token != delivery.token:
-            self._violations.append(
-                (Violation(rule="unrecorded", callback_id=callback.id, detail="sent without a live lock"), ())
-            )
         state.lives[flight.machine].answers += ((flight.number, 503 if is_refused else 200),)
 
-    # The end.
+    # Judging.
+
+    def _judge_step(self, before: _State, after: _State) -> Iterator[Violation]:
+        """Judge what the state that was reached doesn't keep: what lay between, and how long it took."""
+        callbacks = list(after.store._callbacks.values())
+        locked = [one for one in callbacks if one.state is CallbackState.LOCKED]
+        for one in locked:
+            if one is not next(other for other in callbacks if other.state.is_open):
+                yield Violation(rule="early lock", callback_id=one.id, detail="locked behind one that is open")
+            if one is not locked[0]:
+                yield Violation(rule="lock overlap", callback_id=one.id, detail="locked beside another")
+        for one in callbacks:
+            for lock in one.locks:
+                if lock.ended is not None and not lock.completed and lock.ended < lock.acquired + LOCK_TIMEOUT:
+                    yield Violation(rule="takeover", callback_id=one.id, detail=f"token {lock.token} ended early")
+        for arrival in after.arrivals[len(before.arrivals) :]:
+            yield from self._judge_arrival(before, arrival)
+
+    @staticmethod
+    def _judge_arrival(before: _State, arrival: Arrival) -> Iterator[Violation]:
+        one = before.store._callbacks[arrival.callback_id]
+        if one.state is not CallbackState.LOCKED or one.locks[-1].token != arrival.token:
+            yield Violation(rule="unrecorded", callback_id=one.id, detail="sent without a live lock")
+        last = next((past for past in reversed(before.arrivals) if past.callback_id == one.id), None)
+        recorded = {lock.token for lock in one.locks if lock.completed}
+        if last is not None and last.accepted is None and last.token in recorded:
+            waited = timedelta(seconds=arrival.started - last.started)
+            if waited < _RETRY_DELAY:
+                yield Violation(rule="too soon", callback_id=one.id, detail=f"retried after {waited}")
 
     def _is_over(self, state: _State) -> bool:
         return not any(one.state.is_open for one in state.store._callbacks.values())
 
     def _judge(self, state: _State, way: tuple[str, ...]) -> None:
-        judgement = History(
-            state.arrivals,
-            state.store.list_callbacks(),
-            acknowledged=self._ids,
-            duplicates_bound=state.crashes,
-        ).judge()
+        statuses = list(state.store.list_callbacks())
+        # Who froze and came back in time has recorded what came of it, and explains nothing.
+        abandoned = {(one.id, lock.token) for one in statuses for lock in one.locks if not lock.completed}
+        judgement = History(state.arrivals, statuses, acknowledged=self._ids, excused=state.hit & abandoned).judge()
         self._violations += [(violation, way) for violation in judgement.violations]
         for callback in state.store._callbacks.values():
-            # One retry is all the second one needs, and no crash uses it up.
-            expected = 2 if callback.id == self._ids[1] else 1
-            if callback.state is not CallbackState.SUCCEEDED or callback.attempts_made != expected:
+            # One retry is all the second one needs, and no crash uses it up. What was accepted late isn't counted.
+            counted = callback.attempts_made
+            most = 2 if callback.id == self._ids[1] else 1
+            if callback.state is not CallbackState.SUCCEEDED or not most - callback.accepted_late <= counted <= most:
                 detail = f"{callback.state.value} after {callback.attempts_made} attempts"
                 self._violations.append((Violation(rule="counts", callback_id=callback.id, detail=detail), way))
 
@@ -332,13 +398,14 @@ def _in_words(value: Any, state: _State) -> str:
     return ", ".join(words)
 
 
-def explore(*, crashes: int = 2, machines: int = 2, callbacks: int = 3) -> SmallScope:
+def explore(*, crashes: int = 2, freezes: int = 0, machines: int = 2, callbacks: int = 3) -> SmallScope:
     """
     Try every order of events.
 
     Args:
         crashes: how many there may be in one run, at most.
+        freezes: how often a dispatcher may stand still in the middle of something, for any time, and go on.
         machines: how many dispatchers.
         callbacks: how many, at least 2, all in one queue; the second is refused once.
     """
-    return _Explorer(crashes, machines, callbacks).explore()
+    return _Explorer(crashes, freezes, machines, callbacks).explore()
