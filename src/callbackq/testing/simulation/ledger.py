@@ -396,6 +396,8 @@ class Ledger:
         """A request reached its receiver. Returns its place among all arrivals."""
         self.arrivals.append(arrival)
         account = self.accounts[arrival.callback_id]
+        # Whatever comes of it. Who is slow may accept the earlier one only later: see `accepted`.
+        self._judge_again(account, arrival.token)
         if not self.is_locked_by(account.id, arrival.token):
             if (account.id, arrival.token) not in self.stale_requests:
                 self.break_rule(
@@ -412,13 +414,15 @@ class Ledger:
     def accepted(self, place: int) -> None:
         """A receiver accepted the request with this place among all arrivals."""
         arrival = self.arrivals[place] = evolve(self.arrivals[place], accepted=self._now_us() / 1e6)
-        id, token = arrival.callback_id, arrival.token
-        account = self.accounts[id]
+        account = self.accounts[arrival.callback_id]
+        self._judge_again(account, arrival.token)
+        account.accepted_tokens.append(arrival.token)
+
+    def _judge_again(self, account: Account, token: int) -> None:
         for earlier in account.accepted_tokens:
             # What stood still before its first byte for longer than its lock is the straggler itself.
-            if not self.excuses.allow_another(earlier) and (id, token) not in self.stale_requests:
-                self.break_rule("sent again", id, f"accepted under token {earlier}, sent again under {token}")
-        account.accepted_tokens.append(token)
+            if not self.excuses.allow_another(earlier) and (account.id, token) not in self.stale_requests:
+                self.break_rule("sent again", account.id, f"accepted under token {earlier}, sent again under {token}")
 
     # The end.
 

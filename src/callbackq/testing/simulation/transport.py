@@ -261,8 +261,11 @@ class SimulatedTransport:
         actor, world = self._actor, self._world
         if actor.is_dead or (under_way.is_over and not is_repeated):
             return
-        if actor.frozen_until_us > world.now_us:
-            world.at(actor.frozen_until_us, lambda: self._end(under_way, outcome, is_repeated=is_repeated))
+        # A second word comes after the first, also when a freeze has kept back both.
+        is_early = is_repeated and not under_way.is_over
+        if is_early or actor.frozen_until_us > world.now_us:
+            at_us = max(actor.frozen_until_us, world.now_us + is_early)
+            world.at(at_us, lambda: self._end(under_way, outcome, is_repeated=is_repeated))
             return
         if not is_repeated:
             under_way.is_over = True
