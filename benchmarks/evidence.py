@@ -199,6 +199,9 @@ def judge(
     interruptions: dict[str, list[Interruption]],
     outages: Sequence[Interruption] = (),
     stops: Mapping[str, datetime] = MappingProxyType({}),
+    *,
+    lease: timedelta,
+    sees_deaths: bool,
 ) -> Verdict:
     """
     Judge what lies in a folder.
@@ -208,6 +211,8 @@ def judge(
         interruptions: of each machine, by its name.
         outages: when the server was away.
         stops: when a machine's dispatcher was told to stop, by the store's clock.
+        lease: how long every lock must live, unless its holder ends it.
+        sees_deaths: the store may end the locks of those who were killed at once, as SQLite's does.
     """
     verdict = Verdict()
     arrivals, acknowledged, statuses = (Evidence(folder, kind) for kind in ("arrivals", "acknowledged", "statuses"))
@@ -220,6 +225,8 @@ def judge(
             interruptions,
             outages,
             stops,
+            lease,
+            sees_deaths=sees_deaths,
         )
     return verdict
 
@@ -235,6 +242,9 @@ def _judge_portion(
     interruptions: dict[str, list[Interruption]],
     outages: Sequence[Interruption],
     stops: Mapping[str, datetime],
+    lease: timedelta,
+    *,
+    sees_deaths: bool,
 ) -> None:
     freezes = [one for of_one in interruptions.values() for one in of_one if one.ended is not None]
     interrupted: dict[tuple[str, int], tuple[CallbackLock, tuple[str, int]]] = {}
@@ -246,8 +256,14 @@ def _judge_portion(
             told = stops.get(lock.machine_name)
             if told is not None and lock.acquired <= told and (lock.ended is None or told <= lock.ended):
                 verdict.stopped_at_work.add(lock.machine_name)
-            number = _number_of(interruptions.get(lock.machine_name, ()), lock)
-            if number is not None:
+            of_holder = interruptions.get(lock.machine_name, ())
+            number = _number_of(of_holder, lock)
+            is_early = _was_taken_early(lock, lease)
+            if is_early and (number is None or of_holder[number].ended is not None or not sees_deaths):
+                # No freeze of anybody explains that, its holder's least of all.
+                verdict.broken["takeover"] += 1
+                verdict.show(f"of {status.id} {lock} was taken over early")
+            elif number is not None:
                 interrupted[status.id, lock.token] = lock, (lock.machine_name, number)
                 verdict.in_flight += 1
             elif lock.ended is None or lock.completed:
@@ -257,6 +273,7 @@ def _judge_portion(
             else:
                 verdict.abandoned_by_others += 1
                 continue
+            # Also what was taken early: that is told already, and what follows from it needn't be told again.
             excused.add((status.id, lock.token))
     stale = set()
     for arrival in arrivals:
@@ -268,6 +285,11 @@ def _judge_portion(
     verdict.hit.update(cause for _, cause in interrupted.values())
     history = History(arrivals, statuses, acknowledged=acknowledged, stale_requests=stale, excused=excused)
     verdict.add(history.judge(), statuses)
+
+
+def _was_taken_early(lock: CallbackLock, lease: timedelta) -> bool:
+    # Not by its timeout: a store that ends locks of the dead brings that forward.
+    return lock.ended is not None and not lock.completed and lock.ended < lock.acquired + lease
 
 
 def _number_of(interruptions: Sequence[Interruption], lock: CallbackLock) -> int | None:

@@ -243,7 +243,7 @@ class Soak:
             enqueuer.close()
         self.stored = enqueuer.stored
         witness.close()
-        return judge(self._folder, self.killed)
+        return judge(self._folder, self.killed, lease=LEASE, sees_deaths=True)
 
     def _load(self, store: SQLiteDataAccess, enqueuer: Enqueuer, line: Connection) -> None:
         setting = Setting(partial(SQLiteDataAccess, self.path), LEASE)

@@ -289,7 +289,14 @@ def storm(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             dump(store, folder)
     acknowledged.close()
     witness.close()
-    verdict = judge(folder, dispatchers.interruptions, restarts.outages, dispatchers.stops)
+    verdict = judge(
+        folder,
+        dispatchers.interruptions,
+        restarts.outages,
+        dispatchers.stops,
+        lease=setting.lease,
+        sees_deaths=options.store == "sqlite",
+    )
     return {
         "store": options.store,
         "kills": dispatchers.done["kill"],

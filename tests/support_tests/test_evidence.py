@@ -16,6 +16,7 @@ from callbackq import CallbackAttempt, CallbackLock, CallbackRequest, CallbackSt
 from callbackq.testing.history import Arrival
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
+LEASE = timedelta(seconds=3)
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -33,7 +34,7 @@ def at(seconds: float) -> datetime:
 def lock(token: int, began: float, ended: float, machine: str, *, completed: bool = True) -> CallbackLock:
     return CallbackLock(
         acquired=at(began),
-        timeout=at(began + 3),
+        timeout=at(began) + LEASE,
         ended=at(ended),
         completed=completed,
         machine_name=machine,
@@ -70,6 +71,7 @@ def judge(
     *,
     acknowledged: tuple[tuple[str, str], ...] = (),
     outages: Sequence[Any] = (),
+    sees_deaths: bool = False,
 ) -> Any:
     seen, stored, ended = (evidence.Evidence(folder, kind) for kind in ("arrivals", "acknowledged", "statuses"))
     for one in arrivals:
@@ -80,7 +82,7 @@ def judge(
         ended.ended(status)
     for kind in (seen, stored, ended):
         kind.close()
-    return evidence.judge(folder, interruptions, outages)
+    return evidence.judge(folder, interruptions, outages, lease=LEASE, sees_deaths=sees_deaths)
 
 
 TAKEN_OVER = status("a", lock(1, 0, 3.5, "m1", completed=False), lock(2, 3.5, 4, "m2"))
@@ -185,6 +187,37 @@ def test_a_freeze_explains_no_lock_of_others_whose_result_it_did_not_keep_from_b
 
     assert (verdict.held_up, verdict.abandoned_by_others) == (0, 1)
     assert verdict.broken == {"duplicates": 1}
+
+
+@pytest.mark.parametrize("brings_forward", [False, True], ids=["the timeout stays", "the timeout is brought forward"])
+@pytest.mark.parametrize(
+    ("machine", "thaws", "sees_deaths", "is_ok"),
+    [
+        ("m1", None, True, True),  # killed, and the store saw it
+        ("m1", None, False, False),
+        ("m1", 4.5, True, False),  # frozen, and alive
+        ("m3", 4.5, True, False),  # somebody else was
+    ],
+)
+def test_a_lock_may_be_taken_over_early_only_from_somebody_whose_death_the_store_sees(
+    evidence: ModuleType,
+    tmp_path: Path,
+    machine: str,
+    thaws: float | None,
+    sees_deaths: bool,
+    is_ok: bool,
+    brings_forward: bool,
+) -> None:
+    early = lock(1, 0, 2, "m1", completed=False)
+    early = evolve(early, timeout=early.ended) if brings_forward else early
+    interruption = evidence.Interruption(began=at(1), ended=thaws and at(thaws), resumed=thaws or float("inf"))
+    arrivals, taken = [TWICE[0], arrival("a", 2, 2.1)], status("a", early, lock(2, 2, 2.5, "m2"))
+
+    verdict = judge(evidence, tmp_path, arrivals, [taken], {machine: [interruption]}, sees_deaths=sees_deaths)
+
+    assert verdict.broken == ({} if is_ok else {"takeover": 1})
+    assert verdict.is_ok() is is_ok
+    assert verdict.figures()["overlapping_locks"] == (0 if is_ok else 1)
 
 
 @pytest.mark.parametrize(("ended", "unexplained"), [(4.0, 0), (1.5, 1)])
