@@ -4,9 +4,9 @@ What memory a dispatcher's process takes, whatever the backlog, and what a callb
     python benchmarks/memory.py [--backlog 5000000] [--seconds 10] [--callbacks 200000] [--directory DIRECTORY]
 
 The dispatcher works on an SQLite file in a process of its own that does nothing else. What it holds is read when it
-has drained 10,000 callbacks of 1 KiB, and, with the long backlog, after some seconds of draining; so is the most it has
-held. Then callbacks of 1 KiB are stored in memory, in a process of their own; each brings its own body, and headers and
-phases that are the same for all. Linux only.
+has drained 10,000 callbacks of 1 KiB, and, with the long backlog, after some seconds of draining it; so is the most it
+has held. Then callbacks of 1 KiB are stored in memory, in a process of their own; each brings its own body, and headers
+and phases that are the same for all. Linux only.
 """
 
 from __future__ import annotations
@@ -53,9 +53,8 @@ def drained(file: Path, backlog: int, url: str) -> Report:
     return report
 
 
-def draining(file: Path, backlog: int, url: str, seconds: float) -> Report:
-    """Let a worker drain the long backlog for a while."""
-    fill(partial(SQLiteDataAccess, file), url, backlog, QUEUES)
+def draining(file: Path, seconds: float) -> Report:
+    """Let a worker drain a long backlog for a while."""
     with worker(file) as one:
         one.rate(seconds)
         return one.report()
@@ -93,7 +92,8 @@ def figures(options: argparse.Namespace) -> list[Figure]:
 def of_workers(options: argparse.Namespace) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory(prefix="callbackq-bench-", dir=options.directory) as folder, receiver() as url:
         short = [drained(Path(folder) / f"short {nth}.db", SHORT_BACKLOG, url) for nth in range(options.rounds)]
-        long = [draining(Path(folder) / "long.db", options.backlog, url, options.seconds)]
+        fill(partial(SQLiteDataAccess, Path(folder) / "long.db"), url, options.backlog, QUEUES)
+        long = [draining(Path(folder) / "long.db", options.seconds) for _ in range(options.rounds)]
     for reports, backlog, target in (short, SHORT_BACKLOG, 45.0), (long, options.backlog, 55.0):
         held = [report.resident_mib for report in reports]
         most = [report.most_mib for report in reports]
@@ -111,10 +111,10 @@ def of_the_store_in_memory(options: argparse.Namespace) -> Iterator[Figure]:
 
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--backlog", type=int, default=1_000_000, help="the long one")
+    options.add_argument("--backlog", type=int, default=5_000_000, help="the long one")
     options.add_argument("--seconds", type=float, default=10.0, help="of draining it")
     options.add_argument("--callbacks", type=int, default=200_000, help="stored in memory")
-    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--directory", type=Path, help="where the files of SQLite go")
     return options
 

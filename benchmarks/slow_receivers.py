@@ -1,7 +1,7 @@
 """
 What slow receivers cost a dispatcher, and what hanging ones take from the others.
 
-    python benchmarks/slow_receivers.py [--receivers 1000] [--seconds 20] [--rounds 3] [--directory DIRECTORY]
+    python benchmarks/slow_receivers.py [--receivers 1000] [--seconds 16] [--rounds 5] [--directory DIRECTORY]
 
 The receivers are one process, and each has a loopback address of its own, since a dispatcher counts by host (Linux
 only). First 1,000 of them that answer after a second, with a queue each, so that one request at a time is under way to
@@ -42,8 +42,9 @@ WARM_UP_SECONDS = 5.0
 
 HEALTHY_HOSTS = 10
 HANGING_HOSTS = 90
-HEALTHY_PER_SECOND = 600
-"""More than each healthy host can get."""
+# For each healthy host, more than it can get: by itself, and beside those that hang, which get as many.
+ALONE_PER_SECOND = 1200
+BESIDE_PER_SECOND = 400
 
 
 class Patient(asyncio.Protocol):
@@ -116,9 +117,12 @@ def to_slow_ones(file: Path, number: int, seconds: float) -> tuple[float, Report
 def to_healthy_ones(file: Path, seconds: float, *, queues: bool, hanging: int) -> float:
     """Give the callbacks per second that healthy hosts get beside so many that hang."""
     with receivers(0.0, "127.2", HEALTHY_HOSTS) as healthy, receivers(None, "127.3", hanging or 1) as others:
-        fill(file, [*healthy, *others[:hanging]], int(seconds * HEALTHY_PER_SECOND), queues=queues)
+        each = int(seconds * (BESIDE_PER_SECOND if hanging else ALONE_PER_SECOND))
+        fill(file, [*healthy, *others[:hanging]], each, queues=queues)
         with worker(file) as one:
-            return one.rate(seconds)
+            rate = one.rate(seconds)
+            assert one.report().delivered < each * HEALTHY_HOSTS, "there were not enough for the healthy hosts"
+            return rate
 
 
 def figures(options: argparse.Namespace) -> list[Figure]:
@@ -156,8 +160,8 @@ def beside_hanging_ones(
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--receivers", type=int, default=1000)
-    options.add_argument("--seconds", type=float, default=20.0, help="more than the 15 for which a request may hang")
-    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--seconds", type=float, default=16.0, help="more than the 15 for which a request may hang")
+    options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--directory", type=Path, help="where the files of SQLite go")
     return options
 
