@@ -72,14 +72,13 @@ power-cuts:  ## cut the power at 10,000 moments of an SQLite store's work, in ea
 	$(PYTHON) benchmarks/power_cuts.py --durability process
 	$(PYTHON) benchmarks/power_cuts.py --durability process --journal rollback
 
-storm:  ## kill dispatchers 3,100 times, stop them 1,300 times, freeze them 500 times, over a million callbacks
+storm:  ## kill dispatchers 3,000 times, stop them 1,300 times, freeze them 500 times, over a million callbacks
 	$(PYTHON) benchmarks/storm.py --kills 2000 --callbacks 760000 $(MANY)
 	$(PYTHON) benchmarks/storm.py --store postgres --kills 1000 --callbacks 250000 $(MANY)
-	$(PYTHON) benchmarks/storm.py --store postgres --kills 100 --queues 500 --server-restarts 9
 	$(PYTHON) benchmarks/storm.py --stops 1000
 	$(PYTHON) benchmarks/storm.py --store postgres --stops 300
 	$(PYTHON) benchmarks/storm.py --freezes 250 $(FROZEN)
-	$(PYTHON) benchmarks/storm.py --store postgres --freezes 250 $(FROZEN)
+	$(PYTHON) benchmarks/storm.py --store postgres --freezes 250 $(MANY) $(FROZEN)
 
 postgres-proof:  ## try several machines on PostgreSQL: order of commits, claims behind an old snapshot, kills, restarts
 	$(PYTHON) benchmarks/commit_order.py --callbacks 100000

