@@ -158,6 +158,7 @@ def test_a_failing_scenario_is_shrunk_and_its_story_told() -> None:
     assert len(small.log) < len(whole.log)
     assert len(small.scenario.faults) <= len(whole.scenario.faults)
     assert f"--start {seed} --seeds 1 --store memory" in text
+    assert all(str(planned) in text for planned in (*small.scenario.commands, *small.scenario.faults))
     assert f"{rule} {small.violations[0].callback_id}: {small.violations[0].detail}" in text
 
 
