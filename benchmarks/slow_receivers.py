@@ -1,7 +1,7 @@
 """
 What slow receivers cost a dispatcher, and what hanging ones take from the others.
 
-    python benchmarks/slow_receivers.py [--receivers 1000] [--seconds 16] [--rounds 5] [--directory DIRECTORY]
+    python benchmarks/slow_receivers.py [--receivers 1000] [--seconds 16] [--rounds 3] [--directory DIRECTORY]
 
 The receivers are one process, and each has a loopback address of its own, since a dispatcher counts by host (Linux
 only). First 1,000 of them that answer after a second, with a queue each, so that one request at a time is under way to
@@ -44,7 +44,7 @@ HEALTHY_HOSTS = 10
 HANGING_HOSTS = 90
 # For each healthy host, more than it can get: by itself, and beside those that hang, which get as many.
 ALONE_PER_SECOND = 1200
-BESIDE_PER_SECOND = 400
+BESIDE_PER_SECOND = 700
 
 
 class Patient(asyncio.Protocol):
@@ -161,7 +161,7 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--receivers", type=int, default=1000)
     options.add_argument("--seconds", type=float, default=16.0, help="more than the 15 for which a request may hang")
-    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--directory", type=Path, help="where the files of SQLite go")
     return options
 
