@@ -339,7 +339,8 @@ class Engine:
             self._take_in(one, ends_at)
         self.polled_at = self._clock.monotonic()
         if len(acquired) < limit:
-            # Who found something doesn't ask what is due next: as a rule a result comes first, and opens more.
+            # Who found something doesn't ask what is due next. Under load a result comes first, and opens more; with
+            # receivers that take longer, one claim more finds nothing, and asks.
             rest = _SHORTEST_REST_SECONDS if acquired else self._seconds_to_next_due()
             self._look_at = self._clock.monotonic() + rest
 
