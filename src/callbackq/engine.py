@@ -48,6 +48,8 @@ _NOT_SENT_REST: Final = timedelta(milliseconds=100)
 # To this is added as much again by chance, so that a customer's callbacks don't all come back at once.
 _NO_SECRETS_REST: Final = timedelta(seconds=15)
 _NO_MEMORY_REST_SECONDS: Final = 0.1
+# For how long a receiver's Retry-After is granted where no attempt is recorded.
+_LONGEST_PATIENCE: Final = timedelta(minutes=1)
 # How an attempt can end that says nothing about its host.
 _OUR_DOING: Final = frozenset({AttemptFailure.INTERRUPTED, AttemptFailure.INTERNAL})
 # Until the next look into a store that has handed out all that was due; also when it says that something is due, but
@@ -209,11 +211,11 @@ class Engine:
         # A transport may tell twice, or after its attempt was given up: only the first word counts.
         if slot.delivery is delivery:
             try:
-                self._end_delivery(slot, delivery, outcome)
+                self._end_delivery(slot, outcome)
             except MemoryError:
                 self._untaken.append(message)
 
-    def _end_delivery(self, slot: Slot, delivery: Delivery, outcome: object) -> None:
+    def _end_delivery(self, slot: Slot, outcome: object) -> None:
         answered = None
         if isinstance(outcome, NotSent):
             self.recorder.release(slot, after=self._rest_after(outcome.reason))
@@ -223,9 +225,9 @@ class Engine:
             attempt, retry_after = self._judge.attempt(outcome)
             if attempt.failure not in _OUR_DOING:
                 answered = attempt.failure is None
-            if delivery.attempt <= slot.acquired.attempts_made and self._judge.wants_retry(attempt):
-                # While its lock was lost, another dispatcher made that attempt, and it counted. This is no retry.
-                self.recorder.release(slot)
+            if slot.was_overtaken and self._judge.wants_retry(attempt):
+                # Another attempt was made meanwhile, and counted. This is no retry, but may ask for patience.
+                self.recorder.release(slot, after=min(retry_after or timedelta(0), _LONGEST_PATIENCE))
             else:
                 slot.attempt, slot.retry_after = attempt, retry_after
                 self.recorder.record(slot)
@@ -327,6 +329,7 @@ class Engine:
                 # Our own lock timed out while its attempt was under way or its result on the way into the store,
                 # because this machine or the store stood still. That attempt goes on, under the new lock: sending
                 # again would make the duplicate that nobody has to suffer without a kill.
+                slot.was_overtaken = slot.was_overtaken or not _was_only_abandoned(slot.acquired, one)
                 slot.acquired = one
                 renewed.append(slot)
             else:
@@ -356,16 +359,14 @@ class Engine:
 
     @staticmethod
     def _is_still_the_same_attempt(slot: Slot, acquired: Acquired) -> bool:
-        return slot.delivery is not None or (
-            acquired.abandoned > slot.acquired.abandoned and acquired.attempts_made == slot.acquired.attempts_made
-        )
+        return slot.delivery is not None or _was_only_abandoned(slot.acquired, acquired)
 
     def _renew(self, slots: list[Slot], ends_at: float) -> None:
         for slot in slots:
             delivery = slot.delivery
             # Without one, its result or its release waits to be written, by the new lock now.
             if delivery is not None and not self._hosts.is_under_way(slot.host, slot):
-                acquired = slot.acquired
+                acquired, slot.was_overtaken = slot.acquired, False
                 slot.delivery = evolve(
                     delivery, attempt=acquired.attempts_made + 1, token=acquired.lock.token, ends_at=ends_at
                 )
@@ -384,10 +385,9 @@ class Engine:
         # All are found before one is ended: that lets the next in its line begin.
         overstaying = [slot for slot in self._slots.values() if self._overstays(slot, now)]
         for slot in overstaying:
-            delivery = slot.delivery
-            if slot.is_overdue and delivery is not None:
+            if slot.is_overdue:
                 no_answer = self._judge.no_answer(AttemptFailure.TIMEOUT, "the transport never ended it")
-                self._end_delivery(slot, delivery, no_answer)
+                self._end_delivery(slot, no_answer)
             slot.is_overdue = True
 
     def _overstays(self, slot: Slot, now: float) -> bool:
@@ -495,3 +495,8 @@ class Engine:
         self._sending.begin(self._clock.monotonic(), self._random())
         if self._sending.failures == 1:
             self._reporter.dispatcher(EventKind.LOCAL_FAULT, detail)
+
+
+def _was_only_abandoned(before: Acquired, after: Acquired) -> bool:
+    """Tell whether nobody has tried or redelivered a callback between two of its locks."""
+    return after.abandoned > before.abandoned and after.attempts_made == before.attempts_made

@@ -53,6 +53,7 @@ class Slot:
         tries_alone: how often the store refused its result while it took others.
         refused_at: how much the store had taken when it refused it last.
         is_overdue: its attempt has been seen to go on far beyond its end.
+        was_overtaken: since its request left, somebody else has tried the callback, or it was redelivered.
     """
 
     acquired: Acquired
@@ -66,6 +67,7 @@ class Slot:
     tries_alone: int = 0
     refused_at: int | None = None
     is_overdue: bool = False
+    was_overtaken: bool = False
 
 
 @mutable

@@ -243,6 +243,44 @@ def test_an_attempt_that_outlived_its_lock_is_not_counted_as_the_retry_after_ano
     assert [delivery.attempt for delivery in transport.deliveries] == [1, 2][:requests]
 
 
+def test_an_attempt_that_outlived_its_lock_is_none_of_a_redelivered_callback(
+    store: InMemoryDataAccess, clock: FakeClock, transport: HeldTransport, witness: Witness
+) -> None:
+    id = store.store_callback_request(a_request()).id
+    engine = an_engine(store, transport, clock, witness)
+    drive(engine, clock, until=lambda: id in transport.under_way)
+    clock.advance(30)
+    (taken,) = store.acquire_locks("other", lock_timeout=timedelta(seconds=30), limit=1)
+    store.record_attempt(taken, None, Transition(state=CallbackState.FAILED, counted=True))
+    store.request_transition(id, Action.REDELIVER)
+    engine.wake()
+    engine.step()
+
+    transport.answer(id, 503)
+    drive(engine, clock, until=lambda: id in transport.under_way)
+    transport.answer(id, 200)
+    drive(engine, clock, until=engine.is_idle)
+
+    assert store.get_callback_status(id).state is CallbackState.SUCCEEDED
+
+
+def test_an_attempt_that_outlived_its_lock_may_still_ask_for_patience(
+    store: InMemoryDataAccess, clock: FakeClock, transport: HeldTransport, witness: Witness
+) -> None:
+    id = store.store_callback_request(a_request(retry_phases=RETRIED_ONCE)).id
+    engine = an_engine(store, transport, clock, witness)
+    drive(engine, clock, until=lambda: id in transport.under_way)
+    fail_elsewhere(store, clock)
+    engine.wake()
+    engine.step()
+
+    transport.answer(id, 503, {"Retry-After": "40"})
+    answered_at = clock.monotonic()
+    drive(engine, clock, until=lambda: id in transport.under_way)
+
+    assert 40 <= clock.monotonic() - answered_at < 45
+
+
 def test_who_stood_in_line_while_another_made_the_attempt_makes_the_next(
     clock: FakeClock, transport: HeldTransport, witness: Witness
 ) -> None:

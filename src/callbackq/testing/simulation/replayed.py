@@ -133,6 +133,7 @@ def _facts_of(engine: Engine, now_us: int) -> tuple[object, ...]:
             slot.ends_unsent,
             slot.release_after,
             slot.is_overdue,
+            slot.was_overtaken,
         )
         for slot in engine._slots.values()
     )
